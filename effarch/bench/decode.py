@@ -1,0 +1,61 @@
+"""Decoding speed with a context already read, each architecture at its best: unrolled layers, donated states, one loop."""
+
+import statistics
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from effarch.models.lm import LM, LMState
+from effarch.typing import Array, PyTree
+
+
+def filled_state(lm: LM, batch_size: int, context: int, left: int) -> LMState:
+    """A state with ``context - left`` tokens read, its values random: speed does not depend on them."""
+    abstract = jax.eval_shape(lambda: lm.init_state(batch_size, context))
+    leaves, tree = jax.tree.flatten(abstract)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
+    def fill(key: Array, leaf: jax.ShapeDtypeStruct) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.full(leaf.shape, context - left, leaf.dtype)  # every counter counts tokens
+        return 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return jax.tree.unflatten(tree, [fill(k, x) for k, x in zip(keys, leaves, strict=True)])
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _decode(graph: nnx.GraphDef, count: int, params: PyTree, state: LMState, token: Array) -> tuple[Array, LMState]:
+    lm: LM = nnx.merge(graph, params)
+
+    def step(_: int, carry: tuple[Array, LMState]) -> tuple[Array, LMState]:
+        token, state = carry
+        output = lm.hidden(token[:, None], state, form="recurrent")
+        return jnp.argmax(lm.head(output.hidden[:, 0]), axis=-1).astype(jnp.int32), output.state
+
+    return jax.lax.fori_loop(0, count, step, (token, state))
+
+
+def decode_speed(lm: LM, context: int, *, batch_size: int = 1, tokens: int = 64, repeats: int = 5) -> float:
+    """Tokens per second of greedy decoding, all rows together: the median of ``repeats`` runs after a warm-up.
+
+    Args:
+      lm: the model. context: tokens of context at the end of a run, and the length of KV caches.
+      batch_size: rows. tokens: decoded per run. repeats: runs.
+
+    Raises:
+      ValueError: the context is not longer than the run.
+    """
+    if context <= tokens:
+        raise ValueError(f"context: expected more than the {tokens} tokens of a run, got {context}")
+    graph, params = nnx.split(jax.jit(lambda m: m.unstacked())(lm))
+    token = jnp.zeros((batch_size,), jnp.int32)
+    seconds = []
+    for _ in range(repeats + 1):
+        state = jax.block_until_ready(filled_state(lm, batch_size, context, tokens))
+        start = time.perf_counter()
+        jax.block_until_ready(_decode(graph, tokens, params, state, token))
+        seconds.append(time.perf_counter() - start)
+    return batch_size * tokens / statistics.median(seconds[1:])

@@ -1,0 +1,121 @@
+"""``effarch list | generate``: one grammar for every verb. Heavy imports stay inside the verb that needs them."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import pydantic
+
+from effarch.config import Config, UserError, did_you_mean, main
+
+
+class ListConfig(Config):
+    """What to list."""
+
+    kind: str = pydantic.Field("mixer", description='"mixer" or "channel"')
+    dim: int = pydantic.Field(1024, gt=0, description="width of the model that state sizes are for")
+
+
+class GenerateConfig(Config):
+    """What to generate from, and how."""
+
+    run: str = pydantic.Field(description="folder of a run")
+    prompt: str = pydantic.Field("def ", description="text to continue")
+    max_new_tokens: int = pydantic.Field(200, gt=0, description="tokens to add at most")
+    temperature: float = pydantic.Field(0.8, ge=0, description="0 takes the most likely token")
+    top_k: int | None = pydantic.Field(None, gt=0, description="keep the k most likely tokens; null: all")
+    top_p: float | None = pydantic.Field(None, gt=0, le=1, description="keep the likeliest tokens of this mass; null: all")
+    seed: int = pydantic.Field(0, ge=0, description="of the draws")
+
+
+def list_mixers(config: ListConfig) -> int:
+    """``effarch list``: every registered mixer."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch import registry
+    from effarch.eval.table import Column, Table, size
+
+    if config.kind not in ("mixer", "channel"):
+        raise UserError(f'kind: expected "mixer" or "channel", got "{config.kind}"')
+    rows = []
+    for name, cls in registry.configs(config.kind).items():
+        tiny, dim = cls.tiny()
+        flags = [flag for flag in ("causal", "recurrent", "fixed_length", "context_parallel") if getattr(cls, flag)]
+        rows.append(
+            {
+                "name": name,
+                "transition": cls.transition or "-",
+                "flags": " ".join(flags),
+                "forms": " ".join(cls.forms),
+                "1k": tiny.state_bytes(dim, 1024),
+                "1m": tiny.state_bytes(dim, 2**20),
+                "paper": cls.paper,
+            }
+        )
+    columns = (
+        Column("name", "name"),
+        Column("transition", "transition"),
+        Column("flags", "flags"),
+        Column("forms", "forms"),
+        Column("1k", "state at 1k", format=size),
+        Column("1m", "state at 1M", format=size),
+        Column("paper", "paper"),
+    )
+    print(Table(columns, tuple(rows)).plain())
+    return 0
+
+
+def generate(config: GenerateConfig) -> int:
+    """``effarch generate RUN``: continues a prompt with the model of a run."""
+    from effarch.data.bytes import EOS, ByteTokenizer
+    from effarch.models.generate import Sampling
+    from effarch.models.generate import generate as continue_prompts
+    from effarch.training.load import load_lm
+
+    lm = load_lm(config.run)
+    tokenizer = ByteTokenizer()
+    prompt = [int(i) for i in tokenizer.encode(config.prompt, bos=True)]
+    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+    (new,) = continue_prompts(
+        lm,
+        [prompt],
+        max_new_tokens=config.max_new_tokens,
+        sampling=sampling,
+        stop_tokens=(EOS,),
+        seed=config.seed,
+    )
+    print(config.prompt + tokenizer.decode(new))
+    return 0
+
+
+def verbs() -> dict[str, tuple[type[Config], Callable[..., int], str | None, str]]:
+    """Schema, function, positional and description of every verb."""
+    return {
+        "list": (ListConfig, list_mixers, None, "Lists every registered mixer; state sizes are those of its tiny() config."),
+        "generate": (GenerateConfig, generate, "run", "Continues a prompt with the model of a run."),
+    }
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    known = verbs()
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: effarch VERB [key=value ...]\n")
+        print("\n".join(f"  {name:10}{description}" for name, (*_, description) in known.items()))
+        return 0 if words else 2
+    if words[0] not in known:
+        print(f'error: unknown verb "{words[0]}"{did_you_mean(words[0], known)}', file=sys.stderr)
+        return 2
+    schema, function, positional, description = known[words[0]]
+    return main(
+        schema,
+        function,
+        argv=words[1:],
+        prog=f"effarch {words[0]}",
+        description=description,
+        positional=positional,
+        required=positional is not None,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run())

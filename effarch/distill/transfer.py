@@ -1,0 +1,82 @@
+"""From a Transformer to a student: the same model with other mixers, and everything that can be copied copied."""
+
+import math
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from flax import nnx
+
+from effarch.config import Config
+from effarch.mixers.base import MixerChoice
+from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
+from effarch.models.block import Block, BlockConfig
+from effarch.models.lm import LM, LMConfig
+from effarch.models.stack import Stack
+
+Place = Literal["mixer", "teacher"]
+
+
+class StudentConfig(Config):
+    """What replaces the teacher's attention, and where."""
+
+    mixer: MixerChoice = pydantic.Field("gated_deltanet", description="what replaces attention")
+    pattern: Annotated[tuple[Place, ...], pydantic.Field(min_length=1)] = pydantic.Field(
+        ("mixer",),
+        description='repeated over the layers: "mixer" replaces, "teacher" keeps; [mixer, mixer, mixer, teacher] is 3 to 1',
+    )
+
+    @pydantic.field_validator("mixer")
+    @classmethod
+    def _can_stand_in(cls, mixer: Config) -> Config:
+        if not mixer.stands_in_for_attention:
+            raise ValueError(f"mixer: expected one that takes over attention's weights, got {mixer.type_name}")
+        return mixer
+
+
+def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
+    """The teacher's config with its mixers replaced; head layout and rotary base follow the teacher where not given.
+
+    Raises:
+      ValueError: a layer to be replaced is not softmax attention.
+    """
+    period = math.lcm(len(teacher.pattern), len(student.pattern))
+    blocks = []
+    for i in range(period):
+        block = teacher.pattern[i % len(teacher.pattern)]
+        if student.pattern[i % len(student.pattern)] == "mixer":
+            if not isinstance(block.mixer, SoftmaxAttention):
+                raise ValueError(f"teacher: expected softmax attention in layer {i}, got {block.mixer.type_name}")
+            block = BlockConfig(mixer=student.mixer.matching(block.mixer), channel=block.channel)
+        blocks.append(block)
+    return teacher.replace(pattern=tuple(blocks))
+
+
+def _transfer_block(teacher: Block, student: Block) -> Block:
+    student.mixer_norm = teacher.mixer_norm
+    student.channel_norm = teacher.channel_norm
+    student.channel = teacher.channel
+    if isinstance(teacher.mixer, Attention) and type(teacher.mixer) is not type(student.mixer):
+        student.mixer = student.mixer.from_attention(teacher.mixer)
+    else:
+        student.mixer = teacher.mixer
+    return student
+
+
+def transfer(teacher: LM, student: LM) -> LM:
+    """A student with the teacher's embeddings, norms, channel mixers and head; its mixers take over attention's weights.
+
+    What has no counterpart (gates, decays, convolutions) keeps the student's initial values. Pure: call it under ``jax.jit``.
+
+    Args:
+      teacher: the model to copy from. student: freshly initialised from :func:`student_config`.
+    """
+    graph, state = nnx.split(student)
+    student = nnx.merge(graph, state)  # a copy: the argument stays as it is
+    pairs = zip(teacher.stack.layers(), student.stack.layers(), strict=True)
+    student.stack = Stack.of(student.stack.layout, [_transfer_block(t, s) for t, s in pairs])
+    for name in ("embedding", "embed_norm", "norm", "unembed"):
+        setattr(student, name, getattr(teacher, name))
+    graph, state = nnx.split(student)
+    return nnx.merge(graph, jax.tree.map(jnp.copy, state))  # arrays of its own

@@ -1,0 +1,169 @@
+"""A run's ``report.json`` and ``report.html``: what was run, the table of results, plots, and a sample.
+
+The report is a mapping; every key is optional but ``models``' ``name``, and what is missing is left out of the page:
+
+    title: str
+    summary: str, one paragraph
+    run: mapping of what was run (command, versions, machine, corpus ...); values may be mappings
+    window: int, tokens that the teacher's window reaches; marked in the plot of recall
+    models: list of mappings
+        name: str
+        reference: bool; the row does not compete for the best value
+        bits_per_byte, kl_bits: float; validation text, and KL(teacher || model) in bits per token
+        recall_within, recall_beyond: float in 0 to 1; accuracy at distances within and beyond the window
+        recall_by_distance: {distance in tokens: accuracy in 0 to 1}
+        parameters: int
+        state_bytes: {tokens of context: bytes of decoding state per sequence}
+        decode_tokens_per_s: {tokens of context: tokens per second}
+    curves: list of mappings; phases with the same metric share a plot
+        phase: str; takes the colour of the model with that name, where there is one
+        metric: str, what the loss is, with its unit
+        rows: list of mappings as in metrics.jsonl; those with ``tokens`` (seen in this phase) and ``loss`` are drawn
+    sample: {prompt: str, text: str}
+
+``report.json`` holds the same mapping as strict JSON: keys are strings, NaN and infinities are null, and characters
+that no page can show (controls, lone surrogates) are U+FFFD.
+"""
+
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from effarch.eval import plots
+from effarch.eval.figures import figures
+from effarch.eval.page import PAGE
+from effarch.eval.table import Column, Table, context, count, percent, size
+
+
+def write_report(folder: str | Path, report: Mapping[str, Any]) -> Path:
+    """Writes ``report.json`` and ``report.html`` into ``folder``, each whole or not at all; returns the page's path.
+
+    Args:
+        folder: created where it does not exist.
+        report: see the module's docstring. Numbers may be numpy's or JAX's.
+
+    Raises:
+        ValueError: a value that JSON cannot hold, or a model without a name.
+    """
+    folder, report = Path(folder), strict(report)
+    texts = {"report.json": json.dumps(report, indent=2, allow_nan=False) + "\n", "report.html": page(report)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / name)
+    return folder / "report.html"
+
+
+_UNPRINTABLE = re.compile(
+    r"[^\t\n\r -\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)  # a byte model samples anything
+
+
+def strict(value: Any, where: str = "report") -> Any:
+    """``value`` as strict JSON holds it: mappings with string keys, lists, text, finite numbers, None.
+
+    Raises:
+        ValueError: anything else, with its place.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item, f"{where}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and JAX, scalars and arrays
+        return strict(value.tolist(), where)
+    raise ValueError(f"{where}: expected text, a number, a list or a mapping, got {type(value).__name__}")
+
+
+def results_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of results: one row per model, and a column for each thing that any of them has.
+
+    Raises:
+        ValueError: a model without a name.
+    """
+    for i, model in enumerate(models):
+        if not isinstance(model.get("name"), str):
+            raise ValueError(f"models.{i}.name: expected text, got {model.get('name')!r}")
+    speed = "decode_tokens_per_s"
+    columns = [
+        Column("name", "Model"),
+        Column("bits_per_byte", "Validation", "bits/byte", ".3f", "lower"),
+        Column("kl_bits", "KL to teacher", "bits/token", ".4f", "lower"),
+        Column("recall_within", "Recall within", "%", percent, "higher"),
+        Column("recall_beyond", "Recall beyond", "%", percent, "higher"),
+        Column("parameters", "Parameters", "", count),
+        *(Column(f"state_bytes.{t}", f"State at {context(t)}", "", size) for t in _keys(models, "state_bytes")),
+        *(Column(f"{speed}.{t}", f"Decode at {context(t)}", "tokens/s", ".0f") for t in _keys(models, speed)),
+    ]
+    rows = []
+    for model in models:
+        nested = {f"{k}.{t}": x for k, v in model.items() if isinstance(v, Mapping) for t, x in v.items()}
+        rows.append({**model, **nested})
+    filled = tuple(c for c in columns if any(c.show(row.get(c.key)) != "-" for row in rows))
+    return Table(filled, tuple(rows), frozenset(m["name"] for m in models if m.get("reference")))
+
+
+def _keys(models: Sequence[Mapping[str, Any]], key: str) -> list[int]:
+    return sorted({int(t) for model in models for t in model.get(key) or ()})
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The page of a report that :func:`strict` has seen: no script, nothing from elsewhere."""
+    title = html.escape(report.get("title") or "Report")
+    models, sections = report.get("models") or [], []
+    if report.get("summary"):
+        sections.append(f'<p class="summary">{html.escape(report["summary"])}</p>')
+    if models:
+        table = results_table(models).html()
+        sections.append(f'<section><h2>Results</h2><div class="scroll">{table}</div></section>')
+    drawings = figures(report)
+    if drawings:
+        sections.append(f"<section><h2>Plots</h2>{_legend(models)}{_draw(drawings)}</section>")
+    sample = report.get("sample") or {}
+    if sample.get("text"):
+        prompt, text = html.escape(sample.get("prompt") or ""), html.escape(sample["text"])
+        sections.append(f'<section><h2>Sample</h2><pre><span class="prompt">{prompt}</span>{text}</pre></section>')
+    if report.get("run"):
+        sections.append(f'<section><h2>What was run</h2><dl class="run">{_facts(report["run"])}</dl></section>')
+    head, tail = PAGE.split("{sections}")
+    return head.replace("{title}", title) + "\n".join(sections) + tail
+
+
+def _legend(models: Sequence[Mapping[str, Any]]) -> str:
+    items = (
+        f'<li><i style="background:var(--c{i % plots.COLORS})"></i>{html.escape(model["name"])}</li>'
+        for i, model in enumerate(models)
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>' if models else ""
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            shown = f"<dl>{_facts(value)}</dl>"
+        else:
+            shown = html.escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        parts.append(f"<dt>{html.escape(str(key).replace('_', ' '))}</dt><dd>{shown}</dd>")
+    return "".join(parts)
+
+
+def _draw(drawings: Mapping[str, Callable[[], str]]) -> str:
+    drawn = (
+        f"<figure><figcaption>{html.escape(caption)}</figcaption>{plots.with_unique_ids(draw(), f'p{i}-')}</figure>"
+        for i, (caption, draw) in enumerate(drawings.items())
+    )
+    return f'<div class="plots">{"".join(drawn)}</div>'

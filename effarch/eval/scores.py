@@ -1,0 +1,113 @@
+"""How good a model is: bits per byte, divergence from its teacher, recall at a distance."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from effarch.data.targets import shift
+from effarch.distill.chunked import token_kl, token_scores
+from effarch.distill.losses import bits
+from effarch.models.lm import LM
+from effarch.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScores:
+    """On validation text.
+
+    Attributes:
+      bits_per_byte: cross-entropy of the text, special tokens included, per byte of it.
+      kl_bits: KL(teacher || model) in bits per token; None without a teacher.
+    """
+
+    bits_per_byte: float
+    kl_bits: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class RecallScores:
+    """On synthetic recall rows: accuracy in 0 to 1, greedy, one answer token each.
+
+    Attributes:
+      within: answers whose fact lies at most ``window`` tokens back. beyond: the others.
+      by_distance: {largest distance of a bucket (a power of two): accuracy}.
+    """
+
+    within: float
+    beyond: float
+    by_distance: dict[int, float]
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _token_scores(graph: nnx.GraphDef, params: PyTree, teacher_graph, teacher_params, batch) -> dict[str, Array]:
+    lm: LM = nnx.merge(graph, params)
+    inputs, targets, mask = shift(batch)
+    hidden = lm.hidden(inputs, segment_ids=batch["segment_ids"]).hidden
+    scores = token_scores(hidden, lm.head, targets, mask) | {"mask": mask}
+    if teacher_graph is not None:
+        teacher: LM = nnx.merge(teacher_graph, teacher_params)
+        theirs = teacher.hidden(inputs, segment_ids=batch["segment_ids"]).hidden
+        scores["kl"] = token_kl(hidden, theirs, lm.head, teacher.head, mask)
+    return scores
+
+
+def score_tokens(lm: LM, batch: Mapping[str, Array], teacher: LM | None = None) -> dict[str, np.ndarray]:
+    """``nll`` (nats), ``correct``, ``mask`` and with a teacher ``kl`` (nats) of every position's next token, ``[B, T]``."""
+    graph, params = nnx.split(lm)
+    teacher_graph, teacher_params = (None, None) if teacher is None else nnx.split(teacher)
+    return jax.tree.map(np.asarray, _token_scores(graph, params, teacher_graph, teacher_params, dict(batch)))
+
+
+def text_scores(lm: LM, batches: Iterable[Mapping[str, Array]], *, bytes_below: int = 256, teacher: LM | None = None):
+    """:class:`TextScores` over batches of text rows; ids below ``bytes_below`` are bytes of the text.
+
+    Raises:
+      ValueError: no token to predict.
+    """
+    nats = kl = 0.0
+    tokens = text = 0
+    for batch in batches:
+        scores = score_tokens(lm, batch, teacher)
+        counted = scores["mask"] > 0
+        _, targets, _ = shift({name: np.asarray(x) for name, x in batch.items()})
+        nats += float(scores["nll"].sum(dtype=np.float64))
+        kl += float(scores["kl"].sum(dtype=np.float64)) if teacher is not None else 0.0
+        tokens += int(counted.sum())
+        text += int((counted & (targets < bytes_below)).sum())
+    if text == 0:
+        raise ValueError("batches: expected text to predict, got none")
+    return TextScores(bits(nats / text), bits(kl / tokens) if teacher is not None else None)
+
+
+def recall_scores(lm: LM, batches: Iterable[Mapping[str, Array]], window: int) -> RecallScores:
+    """:class:`RecallScores` over batches of recall rows, which carry the ``distance`` of each answer token.
+
+    Args:
+      lm: the model. batches: with ``distance [B, T]``, 0 where there is no answer. window: tokens.
+
+    Raises:
+      ValueError: no answers.
+    """
+    distances, rights = [], []
+    for batch in batches:
+        rows = {name: x for name, x in batch.items() if name != "distance"}
+        scores = score_tokens(lm, rows)
+        distance = np.pad(np.asarray(batch["distance"])[:, 1:], ((0, 0), (0, 1)))  # of the token that is predicted
+        counted = (scores["mask"] > 0) & (distance > 0)
+        distances.append(distance[counted])
+        rights.append(scores["correct"][counted])
+    distance, right = np.concatenate(distances), np.concatenate(rights)
+    if not len(right):
+        raise ValueError("batches: expected recall rows with answers, got none")
+
+    def accuracy(chosen: np.ndarray) -> float:
+        return float(right[chosen].mean()) if chosen.any() else float("nan")
+
+    buckets = 2 ** np.ceil(np.log2(np.maximum(distance, 1))).astype(int)
+    by_distance = {int(b): accuracy(buckets == b) for b in np.unique(buckets)}
+    return RecallScores(accuracy(distance <= window), accuracy(distance > window), by_distance)

@@ -1,0 +1,141 @@
+"""The protocol of every mixer, and the base of every mixer's config."""
+
+import dataclasses
+import math
+from typing import Annotated, Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from effarch.config import Config
+from effarch.mixers.context import Context, Progress
+from effarch.registry import Choice
+from effarch.typing import Array, Float, PyTree
+
+__all__ = ["ChannelChoice", "Context", "LayerInfo", "Mixer", "MixerChoice", "MixerConfig", "Progress"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInfo:
+    """Where in the model a mixer stands; initialisation depends on it in some architectures.
+
+    Attributes:
+      index: of the layer, from 0; a traced integer where layers are initialised together.
+      count: number of layers.
+      first: whether this is layer 0 (static; layer 0 may have other parameters).
+      dtype: of activations, and so of what a cache stores.
+    """
+
+    index: int | Array = 0
+    count: int = 1
+    first: bool = True
+    dtype: Any = jnp.float32
+
+    @property
+    def depth(self) -> float | Array:
+        """0 at the first layer, 1 at the last."""
+        return self.index / max(self.count - 1, 1)
+
+
+class Mixer(nnx.Module):
+    """``[B, T, D] -> [B, T, D]``. One signature for attention, recurrences, sparse attention, and channel mixers."""
+
+    def init_state(self, batch_size: int, max_length: int) -> PyTree:
+        """What is carried between calls before any token: an immutable pytree, () where there is none.
+
+        Args:
+          batch_size: rows. max_length: tokens that a document may reach (the size of a KV cache).
+        """
+        return ()
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: PyTree | None, ctx: Context
+    ) -> tuple[Float[Array, "B T D"], PyTree | None, Context]:
+        """Outputs, the next state, and the context for the next layer. State None in, None out (training)."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
+
+class MixerConfig(Config):
+    """Base of mixer configs: frozen, registered by name, one per architecture.
+
+    Flags (what one rules out shows up as a named skip in the tests):
+      causal: no output depends on a later token. recurrent: state does not grow with the context.
+      fixed_length: T is fixed by the parameters. context_parallel: a sequence may be split over devices.
+      forms: the forms it has. transition: the class of its recurrence in words, "" if none.
+      paper: arXiv id or DOI, and the title.
+    """
+
+    causal: ClassVar[bool] = True
+    recurrent: ClassVar[bool] = False
+    fixed_length: ClassVar[bool] = False
+    context_parallel: ClassVar[bool] = False
+    stands_in_for_attention: ClassVar[bool] = True  # has from_attention
+    forms: ClassVar[tuple[str, ...]] = ("parallel", "chunkwise", "recurrent")
+    transition: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> Mixer:
+        """The module for a model of width ``dim``. Raises ``ValueError`` where the width does not fit."""
+        raise NotImplementedError(f"{type(self).__name__} has no make")
+
+    def flops(self, dim: int, time: int) -> int:
+        """Floating-point operations of the forward pass over one row of ``time`` tokens (a multiply-add is two)."""
+        raise NotImplementedError(f"{type(self).__name__} has no flops")
+
+    def state_bytes(self, dim: int, time: int, dtype: Any = jnp.float32) -> int:
+        """Bytes carried per row when decoding with ``time`` tokens of context, read off the state itself."""
+
+        def state() -> PyTree:
+            return self.make(dim, layer=LayerInfo(dtype=dtype), rngs=nnx.Rngs(0)).init_state(1, time)
+
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(state)))
+
+    @classmethod
+    def tiny(cls) -> tuple[Self, int]:
+        """The smallest instance that exercises everything, and the model width for it: for the tests."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny")
+
+    def matching(self, attention: "MixerConfig") -> Self:
+        """This config with the head layout and rotary base of an attention config, where its own are the defaults.
+
+        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values. A value
+        that differs from the default was chosen, and stays.
+        """
+        sizes = {
+            "num_heads": getattr(attention, "num_heads", None),
+            "num_kv_heads": getattr(attention, "num_kv_heads", None),
+            "head_dim": getattr(attention, "head_dim", None),
+            "value_head_dim": getattr(attention, "head_dim", None),
+            "rope_theta": getattr(attention, "rope_theta", None),
+        }
+        fields = type(self).model_fields
+        taken = {
+            name: size
+            for name, size in sizes.items()
+            if name in fields and size is not None and getattr(self, name) == fields[name].default
+        }
+        return self.replace(**taken)
+
+
+MixerChoice = Annotated[MixerConfig, Choice("mixer")]
+ChannelChoice = Annotated[MixerConfig, Choice("channel")]
+
+
+def expand_heads(kernel: Float[Array, "... H K"], heads: int) -> Float[Array, "... H K"]:
+    """The heads of a projection (its last axis but one) repeated to ``heads``, as grouped queries share them.
+
+    Raises:
+      ValueError: ``heads`` is not a multiple of those given.
+    """
+    given = kernel.shape[-2]
+    if heads % given:
+        raise ValueError(f"num_heads: expected a multiple of the teacher's {given} heads, got {heads}")
+    return jnp.repeat(kernel, heads // given, axis=-2)
+
+
+def copy_kernel(target: nnx.Param, kernel: Array, what: str) -> None:
+    """Puts a teacher's kernel in place of ``target``'s. Raises ``ValueError`` on another shape."""
+    if target.shape != kernel.shape:
+        raise ValueError(f"{what}: expected the teacher's shape {list(target.shape)}, got {list(kernel.shape)}")
+    target[...] = kernel.astype(target.dtype)

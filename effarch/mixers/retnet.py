@@ -1,0 +1,96 @@
+"""Multi-scale retention: RetNet (2307.08621).
+
+    S_t = g_h S_{t-1} + k_t v_t^T        o_t = S_t^T q_t        g_h = 1 - 2^(-5-h)
+    y_t = W_o (RMSNorm_head(o_t) * silu(W_g x_t))
+
+q and k are rotated (halves, as in flash-linear-attention) and q is scaled by K^-1/2. One learned norm weight per value channel, where
+the authors have none.
+"""
+
+from typing import ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from flax import nnx
+
+from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_kernel, expand_heads
+from effarch.mixers.softmax_attention import Attention
+from effarch.nn.linear import Linear
+from effarch.nn.norm import RMSNorm
+from effarch.nn.qkv import QKV
+from effarch.nn.rotary import rotate
+from effarch.ops.recurrence import Constant, linear_recurrence
+from effarch.ops.recurrence.flops import recurrence_flops
+from effarch.registry import register
+from effarch.typing import Array
+
+
+@register("retnet", kind="mixer")
+class RetNet(MixerConfig):
+    """Retention with one fixed decay per head."""
+
+    recurrent: ClassVar[bool] = True
+    context_parallel: ClassVar[bool] = True
+    transition: ClassVar[str] = "constant"
+    paper: ClassVar[str] = "2307.08621 Retentive Network: A Successor to Transformer for Large Language Models"
+
+    num_heads: int = pydantic.Field(8, gt=0, description="heads")
+    head_dim: int = pydantic.Field(64, gt=0, description="width of a query or key head")
+    value_head_dim: int = pydantic.Field(128, gt=0, description="width of a value head")
+    rope_theta: float = pydantic.Field(10000.0, gt=0, description="base of the rotation's wavelengths")
+    norm_eps: float = pydantic.Field(1e-6, gt=0, description="of the norm per head")
+
+    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "RetNetMixer":
+        return RetNetMixer(self, dim, layer=layer, rngs=rngs)
+
+    def flops(self, dim: int, time: int) -> int:
+        projections = 2 * dim * self.num_heads * (2 * self.head_dim + 3 * self.value_head_dim)
+        return time * projections + recurrence_flops(
+            "decay",
+            time,
+            heads=self.num_heads,
+            key_heads=self.num_heads,
+            key_dim=self.head_dim,
+            value_dim=self.value_head_dim,
+        )
+
+    @classmethod
+    def tiny(cls) -> tuple[Self, int]:
+        return cls(num_heads=4, head_dim=8, value_head_dim=8), 32
+
+
+class RetNetMixer(Mixer):
+    """The module; see the file. Its state is S, [B, H, K, V] float32."""
+
+    def __init__(self, config: RetNet, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> None:
+        self.config = config
+        heads, key_dim, value_dim = config.num_heads, config.head_dim, config.value_head_dim
+        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, rngs=rngs)
+        self.gate = Linear(dim, (heads, value_dim), axes=("embed", "heads", "head_dim"), rngs=rngs)
+        self.norm = RMSNorm(value_dim, eps=config.norm_eps, axes=(None,))
+
+    def init_state(self, batch_size: int, max_length: int) -> Array:
+        c = self.config
+        return jnp.zeros((batch_size, c.num_heads, c.head_dim, c.value_head_dim), jnp.float32)
+
+    def __call__(self, x: Array, state: Array | None, ctx: Context) -> tuple[Array, Array | None, Context]:
+        c = self.config
+        q, k, v = self.qkv(x)
+        q = rotate(q, ctx.positions, c.rope_theta) * jnp.asarray(c.head_dim**-0.5, q.dtype)
+        k = rotate(k, ctx.positions, c.rope_theta)
+        log_decay = jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(c.num_heads)))), jnp.float32)
+        o, after = linear_recurrence(
+            q, k, v, transition=Constant(log_decay), state=state, segment_ids=ctx.segments, form=ctx.form
+        )
+        y = self.qkv.o(self.norm(o) * jax.nn.silu(self.gate(x)))
+        return y, None if state is None else after, ctx
+
+    def from_attention(self, attention: Attention) -> Self:
+        """q, k, v and o of the teacher, its key heads repeated; the gate and the norm are new. Returns self."""
+        for name in ("q", "k", "v"):
+            kernel = getattr(attention.qkv, name).kernel[...]
+            copy_kernel(getattr(self.qkv, name).kernel, expand_heads(kernel, self.config.num_heads), name)
+        copy_kernel(self.qkv.o.kernel, attention.qkv.o.kernel[...], "o")
+        return self

@@ -1,0 +1,59 @@
+"""One layer: a sequence mixer and a channel mixer, each behind a norm, each added to the residual stream."""
+
+import pydantic
+from flax import nnx
+
+from effarch.config import Config
+from effarch.mixers.base import ChannelChoice, Context, LayerInfo, MixerChoice
+from effarch.nn.norm import LayerNorm, RMSNorm
+from effarch.typing import Array, Float, PyTree
+
+#: What a block can be asked to show of itself, by name. All are [B, T, D].
+TAPS = ("mixer_in", "mixer_out", "block_in", "block_out")
+
+
+class BlockConfig(Config):
+    """Which mixers a layer has."""
+
+    mixer: MixerChoice = pydantic.Field("softmax_attention", description="the sequence mixer")
+    channel: ChannelChoice | None = pydantic.Field("swiglu", description="the channel mixer; null: none")
+
+
+def make_norm(kind: str, dim: int, eps: float) -> RMSNorm | LayerNorm:
+    """The norm called "rms" or "layer"."""
+    return RMSNorm(dim, eps=eps) if kind == "rms" else LayerNorm(dim, eps=eps)
+
+
+class Block(nnx.Module):
+    """``h = x + mixer(norm(x))``, ``y = h + channel(norm(h))``.
+
+    Args:
+      config: the mixers. dim: width of the model. norm, eps: kind of the norms. layer: where it stands.
+    """
+
+    def __init__(
+        self, config: BlockConfig, dim: int, *, norm: str, eps: float, layer: LayerInfo, rngs: nnx.Rngs
+    ) -> None:
+        self.mixer_norm = make_norm(norm, dim, eps)
+        self.mixer = config.mixer.make(dim, layer=layer, rngs=rngs)
+        self.channel_norm = None if config.channel is None else make_norm(norm, dim, eps)
+        self.channel = None if config.channel is None else config.channel.make(dim, layer=layer, rngs=rngs)
+
+    def init_state(self, batch_size: int, max_length: int) -> tuple[PyTree, PyTree]:
+        """The states of the two mixers before any token."""
+        channel = () if self.channel is None else self.channel.init_state(batch_size, max_length)
+        return self.mixer.init_state(batch_size, max_length), channel
+
+    def __call__(
+        self, x: Float[Array, "B T D"], state: tuple | None, ctx: Context, taps: tuple[str, ...] = ()
+    ) -> tuple[Float[Array, "B T D"], tuple | None, Context, dict[str, Array]]:
+        """The layer's output, its next state, the context for the next layer, and what ``taps`` asked for."""
+        mixer_state, channel_state = (None, None) if state is None else state
+        mixer_in = self.mixer_norm(x)
+        mixer_out, mixer_state, ctx = self.mixer(mixer_in, mixer_state, ctx)
+        y = x + mixer_out
+        if self.channel is not None:
+            channel_out, channel_state, ctx = self.channel(self.channel_norm(y), channel_state, ctx)
+            y = y + channel_out
+        shown = {"mixer_in": mixer_in, "mixer_out": mixer_out, "block_in": x, "block_out": y}
+        return y, None if state is None else (mixer_state, channel_state), ctx, {name: shown[name] for name in taps}

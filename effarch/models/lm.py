@@ -1,0 +1,221 @@
+"""The decoder language model: embedding, a stack of layers in any pattern of mixers, a head."""
+
+import dataclasses
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from flax import nnx
+
+from effarch import axes
+from effarch.config import Config
+from effarch.mixers.base import Context, LayerInfo, Progress
+from effarch.models.block import TAPS, Block, BlockConfig, make_norm
+from effarch.models.stack import Body, Layout, Stack, scan_layers, structure
+from effarch.nn.embedding import Embedding
+from effarch.nn.linear import Linear
+from effarch.typing import Array, Float, Int, PyTree
+
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+Pattern = Annotated[tuple[BlockConfig, ...], pydantic.Field(min_length=1)]
+
+
+class LMConfig(Config):
+    """A decoder language model."""
+
+    vocab_size: int = pydantic.Field(258, gt=0, description="rows of the embedding; 258 for bytes")
+    dim: int = pydantic.Field(512, gt=0, description="width D of the residual stream")
+    num_layers: int = pydantic.Field(6, gt=0, description="layers")
+    pattern: Pattern = pydantic.Field((BlockConfig(),), description="layers repeat this list of blocks")
+    norm: Literal["rms", "layer"] = pydantic.Field("rms", description="kind of the norms")
+    norm_eps: float = pydantic.Field(1e-6, gt=0, description="of the norms")
+    embed_norm: bool = pydantic.Field(False, description="a norm after the embedding (RWKV)")
+    tie_embeddings: bool = pydantic.Field(True, description="the head is the embedding's table")
+    logit_cap: float | None = pydantic.Field(None, gt=0, description="cap * tanh(logits / cap); null: none")
+    dtype: DType = pydantic.Field("float32", description="of activations and matrix products")
+    param_dtype: DType = pydantic.Field("float32", description="of parameters")
+    remat: Literal["none", "full", "dots"] = pydantic.Field("none", description="what the backward pass recomputes")
+    scan_layers: bool = pydantic.Field(True, description="scan repeated layers in training; false unrolls them")
+
+    def block(self, index: int) -> BlockConfig:
+        """The config of layer ``index``."""
+        return self.pattern[index % len(self.pattern)]
+
+    def state_bytes(self, time: int) -> int:
+        """Bytes that decoding carries per row with ``time`` tokens of context, all layers."""
+        total = 0
+        for i in range(self.num_layers):
+            block = self.block(i)
+            for part in (block.mixer, block.channel):
+                total += 0 if part is None else part.state_bytes(self.dim, time, jnp.dtype(self.dtype))
+        return total
+
+    def flops(self, time: int) -> int:
+        """Floating-point operations of the forward pass over one row of ``time`` tokens, head included."""
+        total = 2 * time * self.dim * self.vocab_size
+        for i in range(self.num_layers):
+            block = self.block(i)
+            for part in (block.mixer, block.channel):
+                total += 0 if part is None else part.flops(self.dim, time)
+        return total
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["progress", "layers"], meta_fields=["version"])
+@dataclasses.dataclass(frozen=True)
+class LMState:
+    """What is carried between calls, one entry per layer.
+
+    Attributes:
+      progress: tokens consumed and document of each row.
+      layers: states of the layers, not stacked: decoding unrolls them.
+      version: of this layout.
+    """
+
+    progress: Progress
+    layers: tuple[PyTree, ...]
+    version: int = 1
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["hidden", "state", "taps"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a model returns before its head.
+
+    Attributes:
+      hidden: ``[B, T, D]`` after the last norm.
+      state: carried to the next call; None if none was given.
+      taps: by name, ``[L, B, T, D]``.
+    """
+
+    hidden: Float[Array, "B T D"]
+    state: LMState | None
+    taps: dict[str, Float[Array, "L B T D"]]
+
+
+class LM(nnx.Module):
+    """A decoder language model. Initialisation of a layer depends on its index and the seed, not on how layers are held."""
+
+    def __init__(self, config: LMConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        dim = config.dim
+        self.embedding = Embedding(config.vocab_size, dim, rngs=rngs)
+        self.embed_norm = make_norm(config.norm, dim, config.norm_eps) if config.embed_norm else None
+        key = rngs.params()
+
+        def make(place: int, index: Any) -> Block:
+            layer = LayerInfo(index, config.num_layers, place == 0, jnp.dtype(config.dtype))
+            block = config.block(place)
+            rngs = nnx.Rngs(jax.random.fold_in(key, index))
+            return Block(block, dim, norm=config.norm, eps=config.norm_eps, layer=layer, rngs=rngs)
+
+        # Only layer 0 may differ from the other layers of its config: two looks tell.
+        looks = {(block, first): None for block in config.pattern for first in (True, False)}
+        for i in range(config.num_layers):
+            look = (config.block(i), i == 0)
+            looks[look] = looks[look] or (look[0], structure(partial(make, i, i)))
+        kinds = [looks[config.block(i), i == 0] for i in range(config.num_layers)]
+        layout = Layout.of(kinds) if config.scan_layers else Layout(config.num_layers, 1, 0, 0)
+        self.stack = Stack.make(layout, make)
+        self.norm = make_norm(config.norm, dim, config.norm_eps)
+        untied = partial(Linear, dim, config.vocab_size, axes=("embed", "vocab"), rngs=rngs)
+        self.unembed = None if config.tie_embeddings else untied()
+
+    def init_state(self, batch_size: int, max_length: int) -> LMState:
+        """The state before any token, for documents of up to ``max_length`` tokens (the size of KV caches)."""
+        layers = self.stack.layers()
+        return LMState(Progress.start(batch_size), tuple(layer.init_state(batch_size, max_length) for layer in layers))
+
+    def unstacked(self) -> Self:
+        """This model with every layer apart: what decoding wants, made once outside its loop."""
+        layout = Layout(self.config.num_layers, 1, 0, 0)
+        graph, state = nnx.split(self)
+        copy = nnx.merge(graph, state)
+        copy.stack = self.stack.relaid(layout)
+        return copy
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The residual stream before the first layer."""
+        x = self.embedding(tokens, jnp.dtype(self.config.dtype))
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        return axes.constrain(x, "batch", "time", "embed")
+
+    def scan_layers(self, body: Body, carry: PyTree, *others: "LM", remat: str | None = None) -> tuple[PyTree, PyTree]:
+        """``body(carry, (layer of this model, layer of each other)) -> (carry, y)`` over all layers, together.
+
+        See :func:`effarch.models.stack.scan_layers`.
+        """
+        stacks = [lm.stack for lm in (self, *others)]
+        return scan_layers(body, carry, stacks, remat=self.config.remat if remat is None else remat)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        state: LMState | None = None,
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        form: str = "chunkwise",
+        taps: tuple[str, ...] = (),
+    ) -> Output:
+        """Hidden states after the last norm.
+
+        Args:
+          tokens: ids below ``vocab_size`` (larger ones are clamped: the loader refuses them).
+          state: carried from the call before; None in training.
+          segment_ids: documents of packed rows, 0 is padding; with a state, the id of its document goes on.
+          form: "chunkwise" (training, prefill), "recurrent" (decoding) or "parallel".
+          taps: names of :data:`effarch.models.block.TAPS` to return for every layer.
+
+        Raises:
+          ValueError: shapes, an unknown form or tap.
+        """
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens: expected shape [B, T], got {list(tokens.shape)}")
+        if unknown := [name for name in taps if name not in TAPS]:
+            raise ValueError(f"taps: expected names of {', '.join(TAPS)}, got {unknown[0]!r}")
+        batch, time = tokens.shape
+        progress = None if state is None else state.progress
+        ctx, progress = Context.of(batch, time, segment_ids=segment_ids, progress=progress, form=form)
+        x = self.embed(tokens)
+        if state is None:
+
+            def body(carry: tuple, layers: tuple[Block, ...]) -> tuple[tuple, dict[str, Array]]:
+                x, shared = carry
+                x, _, after, shown = layers[0](x, None, dataclasses.replace(ctx, shared=shared), taps)
+                return (axes.constrain(x, "batch", "time", "embed"), dict(after.shared)), shown
+
+            (x, _), shown = self.scan_layers(body, (x, {}))
+            return Output(self.norm(x), None, shown)
+        states, every = [], []
+        for layer, before in zip(self.stack.layers(), state.layers, strict=True):
+            x, after, ctx, shown = layer(x, before, ctx, taps)
+            states.append(after)
+            every.append(shown)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+        return Output(self.norm(x), LMState(progress, tuple(states)), stacked)
+
+    def head(self, hidden: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
+        """Logits of hidden states, in their dtype."""
+        logits = self.embedding.attend(hidden) if self.unembed is None else self.unembed(hidden)
+        if self.config.logit_cap is not None:
+            cap = jnp.asarray(self.config.logit_cap, logits.dtype)
+            logits = cap * jnp.tanh(logits / cap)
+        return logits
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], state: LMState | None = None, **options: Any
+    ) -> tuple[Float[Array, "B T vocab"], LMState | None]:
+        """Logits of short inputs, and the next state; ``options`` as for :meth:`hidden`."""
+        output = self.hidden(tokens, state, **options)
+        return self.head(output.hidden), output.state
+
+
+def make_lm(config: LMConfig, seed: int = 0) -> LM:
+    """A freshly initialised model, its parameters in ``param_dtype``."""
+    lm = LM(config, rngs=nnx.Rngs(seed))
+    dtype = jnp.dtype(config.param_dtype)
+    if dtype == jnp.float32:
+        return lm
+    graph, params, rest = nnx.split(lm, nnx.Param, ...)
+    return nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), params), rest)

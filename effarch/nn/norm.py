@@ -1,0 +1,63 @@
+"""Norms, computed in float32 (or wider), returned in the dtype of the input."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from effarch.ops.precision import accumulator
+from effarch.typing import Array, Float
+
+
+def l2_normalise(x: Float[Array, "... K"], eps: float = 1e-6) -> Float[Array, "... K"]:
+    """``x / sqrt(x.x + eps)`` over the last axis, as delta-rule models do."""
+    wide = x.astype(accumulator(x))
+    return (wide * jax.lax.rsqrt((wide * wide).sum(axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def unit_vector(x: Float[Array, "... K"], eps: float = 1e-12) -> Float[Array, "... K"]:
+    """``x / max(|x|, eps)`` over the last axis, with finite gradients at 0 (RWKV-7)."""
+    wide = x.astype(accumulator(x))
+    square = jnp.maximum((wide * wide).sum(axis=-1, keepdims=True), jnp.asarray(eps * eps, wide.dtype))
+    return (wide * jax.lax.rsqrt(square)).astype(x.dtype)
+
+
+def _affine(y: Array, weight: nnx.Param | None, bias: nnx.Param | None) -> Array:
+    for parameter, apply in ((weight, jnp.multiply), (bias, jnp.add)):
+        if parameter is not None:
+            value = parameter[...].astype(y.dtype)
+            y = apply(y, value.reshape((1,) * (y.ndim - value.ndim) + value.shape))
+    return y
+
+
+class RMSNorm(nnx.Module):
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis (1910.07467)."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6, axes: tuple[str | None] = ("embed",)) -> None:
+        self.eps = eps
+        self.weight = nnx.Param(jnp.ones((dim,), jnp.float32), axes=axes)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        y = x.astype(accumulator(x))
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return _affine(y, self.weight, None).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis (1607.06450).
+
+    With ``heads`` the input is ``[..., H, V]``: each head has its own statistics and affine (GroupNorm with H groups).
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int | None = None, eps: float = 1e-5, axes: tuple[str | None, ...] = ("embed",)
+    ) -> None:
+        self.eps = eps
+        shape = (dim,) if heads is None else (heads, dim)
+        self.weight = nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        y = x.astype(accumulator(x))
+        y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return _affine(y, self.weight, self.bias).astype(x.dtype)

@@ -1,0 +1,27 @@
+"""Query, key and value projections with grouped heads, and the projection back."""
+
+from flax import nnx
+
+from effarch.nn.linear import Linear
+from effarch.typing import Array, Float
+
+
+class QKV(nnx.Module):
+    """``q [B,T,H,K]``, ``k [B,T,Hk,K]``, ``v [B,T,Hv,V]`` from ``x [B,T,D]``, and ``o [B,T,H,V]`` back to ``[B,T,D]``.
+
+    Args:
+      dim: width of x. heads: of q and o. kv_heads: of k and v, divides ``heads``.
+      key_dim, value_dim: per head. bias: on q, k and v.
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int, kv_heads: int, key_dim: int, value_dim: int, bias: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        into = {"axes": ("embed", "heads", "head_dim"), "bias": bias, "rngs": rngs}
+        self.q = Linear(dim, (heads, key_dim), **into)
+        self.k = Linear(dim, (kv_heads, key_dim), **into)
+        self.v = Linear(dim, (kv_heads, value_dim), **into)
+        self.o = Linear((heads, value_dim), dim, axes=("heads", "head_dim", "embed"), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
+        return self.q(x), self.k(x), self.v(x)

@@ -1,0 +1,53 @@
+"""Softmax attention: one definition of who sees whom, and every form of it.
+
+`softmax_attention` over a row, `window_attention` with sinks, and `attend` over what a cache carries. All forms of one
+operation are equal in value and in gradient; none is chosen by length.
+"""
+
+from effarch.ops.attention.blockwise import blockwise_attention
+from effarch.ops.attention.cache import KVCache, RingCache, append, attend
+from effarch.ops.attention.reference import Visibility, attention
+from effarch.ops.attention.window import LeftContext, window_attention
+from effarch.ops.segments import Segments
+from effarch.typing import Array, Float, Int
+
+FORMS = {"chunkwise": blockwise_attention, "parallel": attention}
+
+
+def softmax_attention(
+    q: Float[Array, "B T Hq D"],
+    k: Float[Array, "B S Hk D"],
+    v: Float[Array, "B S Hk V"],
+    *,
+    form: str = "chunkwise",
+    causal: bool = True,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
+    visibility: Visibility | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B T Hq V"]:
+    """Softmax attention over whole rows; arguments as `attention`.
+
+    Args:
+      form: "chunkwise" (blocks, O(T) memory) or "parallel" (the T x S scores in memory).
+
+    Raises:
+      ValueError: ``form`` is unknown, or shapes disagree.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
+    return FORMS[form](q, k, v, causal=causal, segment_ids=segment_ids, visibility=visibility, scale=scale)
+
+
+__all__ = [
+    "FORMS",
+    "KVCache",
+    "LeftContext",
+    "RingCache",
+    "Visibility",
+    "append",
+    "attend",
+    "attention",
+    "blockwise_attention",
+    "softmax_attention",
+    "window_attention",
+]

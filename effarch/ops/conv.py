@@ -1,0 +1,90 @@
+"""What looks a few tokens back: the short causal convolution and the token shift.
+
+Both see the last real tokens of the same document only: padding is skipped, a new document starts from zeros, and what the next
+call needs is carried in a state of the last real tokens.
+"""
+
+import jax.numpy as jnp
+
+from effarch.ops.segments import Segments, as_segments, compact, compacted, spread
+from effarch.typing import Array, Float, Int
+
+
+def _lookback(
+    x: Array, reach: int, state: Array | None, segments: Segments | None
+) -> tuple[list[Array], Array, Segments | None]:
+    """``x`` as 0, 1, ..., ``reach`` tokens ago, the next state, and segments to :func:`spread` the result with."""
+    batch, time, width = x.shape
+    if state is None:
+        state = jnp.zeros((batch, reach, width), x.dtype)
+    if state.shape != (batch, reach, width):
+        raise ValueError(f"state: expected shape [B, W - 1, D] = {[batch, reach, width]}, got {list(state.shape)}")
+    state = state.astype(x.dtype)
+    if segments is None:
+        line = jnp.concatenate([state, x], axis=1)
+        return [line[:, reach - ago : reach - ago + time] for ago in range(reach + 1)], line[:, time:], None
+    moved = time > 1  # a single token has nowhere to move
+    inner = compacted(segments) if moved else segments
+    x = jnp.where(inner.real[..., None], compact(x, segments) if moved else x, jnp.zeros((), x.dtype))
+    line = jnp.concatenate([state, x], axis=1)
+    run = jnp.pad(inner.run, ((0, 0), (reach, 0)), constant_values=1)  # the state belongs to run 1
+    views = []
+    for ago in range(reach + 1):
+        window = slice(reach - ago, reach - ago + time)
+        same = run[:, window] == inner.run
+        views.append(jnp.where(same[..., None], line[:, window], jnp.zeros((), x.dtype)))
+    real = inner.real.sum(axis=1, dtype=jnp.int32)
+    last = real[:, None] + jnp.arange(reach, dtype=jnp.int32)[None]
+    kept = jnp.take_along_axis(run, last, axis=1) == segments.last_run[:, None]
+    state = jnp.where(kept[..., None], jnp.take_along_axis(line, last[..., None], axis=1), jnp.zeros((), x.dtype))
+    return views, state, segments if moved else None
+
+
+def causal_conv(
+    x: Float[Array, "B T D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, " D"] | None = None,
+    *,
+    state: Float[Array, "B W-1 D"] | None = None,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+    """Depthwise causal convolution ``y_t = sum_w weight[W - 1 - w] x_{t-w} + bias``; the last tap is ``x_t``.
+
+    Args:
+      x: inputs. weight: one filter per channel. bias: optional.
+      state: the last W - 1 real inputs before this call, oldest first; zeros if None. It belongs to run 1.
+      segment_ids: documents; 0 is padding and the identity, its output is 0.
+
+    Returns:
+      Outputs in x's dtype, and the last W - 1 real inputs of the row's last document.
+    """
+    taps = weight.shape[0]
+    segments = as_segments(segment_ids)
+    views, state, moved = _lookback(x, taps - 1, state, segments)
+    weight = weight.astype(x.dtype)
+    y = sum(view * weight[None, taps - 1 - ago, None, :] for ago, view in enumerate(views))
+    if bias is not None:
+        y = y + bias.astype(x.dtype)[None, None, :]
+    y = y if moved is None else spread(y, moved)
+    if segments is not None and bias is not None:
+        y = jnp.where(segments.real[..., None], y, jnp.zeros((), y.dtype))
+    return y, state
+
+
+def token_shift(
+    x: Float[Array, "B T D"],
+    *,
+    state: Float[Array, "B D"] | None = None,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
+    """``x_{t-1}``: the real token before t in its document, zeros at its start. Returns also the next state.
+
+    Args:
+      x: inputs.
+      state: the last real input before this call; zeros if None. It belongs to run 1.
+      segment_ids: documents; 0 is padding.
+    """
+    carried = None if state is None else state[:, None]
+    views, last, moved = _lookback(x, 1, carried, as_segments(segment_ids))
+    previous = views[1] if moved is None else spread(views[1], moved)
+    return previous, last[:, 0]

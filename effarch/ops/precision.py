@@ -1,0 +1,28 @@
+"""The precision policy of the ops, in one place.
+
+States, decay sums, softmax and inverses live in ``promote(float32, inputs)``. A product of float32 (or float64) arrays runs at
+``Precision.HIGHEST``: what TPUs and recent GPUs call float32 is not, by default. A product of two low-precision arrays keeps
+them as they are and accumulates in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from effarch.typing import Array
+
+
+def accumulator(*arrays: Array) -> jnp.dtype:
+    """The dtype of states and sums: float32, or float64 if any input is."""
+    dtype = jnp.dtype(jnp.float32)
+    for x in arrays:
+        dtype = np.promote_types(dtype, x.dtype)  # jnp.promote_types refuses bfloat16 under strict promotion
+    return dtype
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Batched matrix product ``a @ b`` under the policy above, in the accumulator's dtype. Batch dims of 1 broadcast."""
+    dtype = accumulator(a, b)
+    if a.dtype == b.dtype and a.dtype != dtype:
+        return jnp.matmul(a, b, preferred_element_type=dtype)
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,131 @@
+"""Documents packed in one row: runs, positions inside them, and padding that is the identity.
+
+``segment_ids`` is ``[B, T]``; 0 is padding. A *run* is a maximal stretch of one id, zeros ignored. Ops work on run
+indices: 0 at padding, else 1, 2, ... in order of time; a carried state belongs to run 1. A row whose first document is
+not the one the state came from starts at run 2, so the state is never read.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from effarch.typing import Array, Bool, Int
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["run", "position", "order", "inverse"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """What ops need to know about the documents of a row, computed once per call of a model.
+
+    Attributes:
+      run: ``[B, T]`` int32 run index, 0 at padding, non-decreasing otherwise; run 1 continues the carried state.
+      position: ``[B, T]`` int32 position inside the run, counting real tokens only; run 1 goes on from ``length``.
+      order: ``[B, T]`` int32, the times of a row with its real tokens first (stable), padding last.
+      inverse: ``[B, T]`` int32, the inverse permutation of ``order``.
+    """
+
+    run: Int[Array, "B T"]
+    position: Int[Array, "B T"]
+    order: Int[Array, "B T"]
+    inverse: Int[Array, "B T"]
+
+    @property
+    def real(self) -> Bool[Array, "B T"]:
+        """True where the token is not padding."""
+        return self.run > 0
+
+    @property
+    def carried_run(self) -> Int[Array, "B T"]:
+        """Run of the state that token t finds: that of the last real token before it, 1 at the start."""
+        before = jnp.pad(self.run[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+        return jnp.maximum(jax.lax.cummax(before, axis=1), 1)
+
+    @property
+    def last_run(self) -> Int[Array, " B"]:
+        """Run that the state belongs to after the row; 1 if the row is all padding."""
+        return jnp.maximum(self.run.max(axis=1), 1)
+
+
+def as_segments(
+    segment_ids: "Int[Array, 'B T'] | Segments | None",
+    *,
+    last_segment: Int[Array, " B"] | None = None,
+    length: Int[Array, " B"] | None = None,
+) -> Segments | None:
+    """Runs and positions of packed rows; ``None`` and ``Segments`` pass through.
+
+    Args:
+      segment_ids: ``[B, T]`` integers, 0 is padding.
+      last_segment: ``[B]`` id of the document that the carried state belongs to (default: 1, so that run indices
+        are their own runs).
+      length: ``[B]`` tokens of that document already consumed (default 0).
+
+    Raises:
+      ValueError: ``segment_ids`` is not a ``[B, T]`` integer array.
+    """
+    if segment_ids is None or isinstance(segment_ids, Segments):
+        return segment_ids
+    if segment_ids.ndim != 2 or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"segment_ids: expected an integer array [B, T], got {segment_ids.dtype}{list(segment_ids.shape)}"
+        )
+    ids = segment_ids.astype(jnp.int32)
+    batch, time = ids.shape
+    last = jnp.ones((batch,), jnp.int32) if last_segment is None else last_segment.astype(jnp.int32)
+    length = jnp.zeros((batch,), jnp.int32) if length is None else length.astype(jnp.int32)
+    real = ids != 0
+    clock = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
+
+    # The id of the last real token before t (or the carried one): look it up at its time.
+    seen = jax.lax.cummax(jnp.where(real, clock, -1), axis=1)
+    seen_before = jnp.pad(seen[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    previous = jnp.where(seen_before >= 0, jnp.take_along_axis(ids, jnp.maximum(seen_before, 0), axis=1), last[:, None])
+    starts = real & (ids != previous)
+    run = jnp.where(real, 1 + jnp.cumsum(starts.astype(jnp.int32), axis=1, dtype=jnp.int32), 0)
+
+    count = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)  # real tokens up to and with t
+    base = jax.lax.cummax(jnp.where(starts, count - 1, -1), axis=1)  # real tokens before this run began
+    position = jnp.where(base < 0, count - 1 + length[:, None], count - 1 - base)
+    position = jnp.where(real, position, 0)
+
+    # A stable partition without a sort: real tokens keep their order in front, padding fills the rest.
+    total = count[:, -1:]
+    inverse = jnp.where(real, count - 1, total + clock - count)
+    order = jnp.zeros_like(inverse).at[jnp.arange(batch)[:, None], inverse].set(clock)
+    return Segments(run=run, position=position, order=order, inverse=inverse)
+
+
+@jax.custom_vjp
+def _permute(x: Array, order: Array, inverse: Array) -> Array:
+    return jax.vmap(lambda row, times: row[times])(x, order)  # rows are gathered whole, not element by element
+
+
+def _permute_fwd(x: Array, order: Array, inverse: Array):
+    return _permute(x, order, inverse), (order, inverse)
+
+
+def _permute_bwd(residuals, g: Array):
+    order, inverse = residuals
+    return _permute(g, inverse, order), None, None  # a permutation's transpose is a gather, not a scatter
+
+
+_permute.defvjp(_permute_fwd, _permute_bwd)
+
+
+def compact(x: Array, segments: Segments) -> Array:
+    """``x [B, T, ...]`` with the real tokens of each row first, so that neighbours in time are neighbours in memory."""
+    return _permute(x, segments.order, segments.inverse)
+
+
+def spread(x: Array, segments: Segments) -> Array:
+    """The inverse of :func:`compact`: every token back at its own time."""
+    return _permute(x, segments.inverse, segments.order)
+
+
+def compacted(segments: Segments) -> Segments:
+    """The segments of the compacted row: the same runs and positions, padding on the right, nothing left to move."""
+    rows = jnp.broadcast_to(jnp.arange(segments.run.shape[1], dtype=jnp.int32), segments.run.shape)
+    take = partial(jnp.take_along_axis, indices=segments.order, axis=1)
+    return Segments(run=take(segments.run), position=take(segments.position), order=rows, inverse=rows)

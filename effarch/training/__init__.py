@@ -1,0 +1,1 @@
+"""What a training loop is made of: state, optimizer, step, checkpoints, metrics, guards, the run's folder."""

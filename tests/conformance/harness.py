@@ -1,0 +1,116 @@
+"""One mixer, made tiny, its parameters drawn at random, and its pure function compiled once per form."""
+
+import dataclasses
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import effarch.mixers  # noqa: F401  (registers)
+from effarch import axes, registry
+from effarch.mixers import Context, LayerInfo, MixerConfig
+
+MIXERS = registry.names("mixer")
+CHANNELS = registry.names("channel")
+ALL = [("mixer", name) for name in MIXERS] + [("channel", name) for name in CHANNELS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A registered mixer under test."""
+
+    kind: str
+    name: str
+    config: MixerConfig
+    dim: int
+    graph: Any
+
+    @classmethod
+    @lru_cache
+    def of(cls, kind: str, name: str) -> "Subject":
+        config, dim = registry.get(kind, name).tiny()
+        graph, _ = nnx.split(jax.eval_shape(partial(_module, config, dim)))
+        return cls(kind, name, config, dim, graph)
+
+    def parameters(self, dtype=jnp.float32):
+        """Initial values plus noise: zeros at the start (an output projection, a gate) would hide what stands behind."""
+        return _cast(_noisy(self.config, self.dim), dtype)
+
+    def needs(self, **flags: Any) -> None:
+        """Skips, naming the flag, where the config rules the property out."""
+        for flag, wanted in flags.items():
+            if getattr(self.config, flag) != wanted:
+                pytest.skip(f"{self.name}: {flag} is {getattr(self.config, flag)}")
+
+    def needs_form(self, form: str) -> None:
+        """Skips where the mixer has no such form."""
+        if form not in self.config.forms:
+            pytest.skip(f"{self.name}: forms are {', '.join(self.config.forms)}")
+
+    def input(self, batch: int, time: int, seed: int = 0, dtype=jnp.float32):
+        """A random ``[B, T, D]``."""
+        return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, time, self.dim)), dtype)
+
+    def run(self, x, *, parameters=None, state=None, progress=None, segment_ids=None, form="chunkwise", table=None):
+        """``(y, state, progress)`` of the module."""
+        parameters = self.parameters(x.dtype) if parameters is None else parameters
+        return _run(self.graph, form, table, parameters, x, state, progress, segment_ids)
+
+    def gradients(self, x, *, parameters=None, segment_ids=None, form="chunkwise", table=None, cotangent=None):
+        """``y`` and the gradients of ``sum(y * cotangent)`` for parameters and x."""
+        parameters = self.parameters(x.dtype) if parameters is None else parameters
+        if cotangent is None:
+            cotangent = self.input(*x.shape[:2], seed=99, dtype=x.dtype)
+        return _gradients(self.graph, form, table, parameters, x, segment_ids, cotangent)
+
+    def init_state(self, batch: int, length: int, dtype=jnp.float32):
+        """The state before any token, in the precision of ``dtype``."""
+        state = nnx.merge(self.graph, self.parameters()).init_state(batch, length)
+        return jax.tree.map(lambda y: y.astype(dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y, state)
+
+
+def _module(config, dim):
+    return config.make(dim, layer=LayerInfo(count=2), rngs=nnx.Rngs(0))
+
+
+@lru_cache
+def _noisy(config, dim):
+    @jax.jit
+    def make():
+        params = nnx.split(_module(config, dim))[1]
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noise = [0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)])
+
+    return make()
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), dtype), tree)
+
+
+def forward(graph, form, table, parameters, x, state, progress, segment_ids):
+    with axes.rules(table):
+        ctx, after = Context.of(*x.shape[:2], segment_ids=segment_ids, progress=progress, form=form)
+        y, state, _ = nnx.merge(graph, parameters)(x, state, ctx)
+        return y, state, after
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(graph, form, table, parameters, x, state, progress, segment_ids):
+    return forward(graph, form, table, parameters, x, state, progress, segment_ids)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _gradients(graph, form, table, parameters, x, segment_ids, cotangent):
+    def loss(parameters, x):
+        y = forward(graph, form, table, parameters, x, None, None, segment_ids)[0]
+        return (y * cotangent).sum(), y
+
+    (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, x)
+    return y, gradients

@@ -1,0 +1,74 @@
+"""A sequence split over 8 devices gives what one device gives, for every transition."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from effarch import axes
+from effarch.ops.recurrence import linear_recurrence
+from effarch.ops.recurrence.context import apply, compose
+from tests.ops.recurrence_cases import TRANSITIONS, make, random_segments
+from tests.tolerances import TOL, assert_close
+
+
+def rules():
+    mesh = jax.make_mesh((2, 4), ("data", "context"), axis_types=(AxisType.Auto,) * 2)
+    return axes.Rules(mesh, (("batch", "data"), ("time", "context")))
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_split_over_devices_is_whole(name):
+    rng = np.random.default_rng(6)
+    inputs = make(name, rng, batch=2, time=64, heads=2, width=8, width_v=8)
+    ids = random_segments(np.random.default_rng(1), 2, 64)
+    cotangents = tuple(jnp.asarray(rng.normal(size=inputs[i].shape), jnp.float32) for i in (2, 4))
+
+    @partial(jax.jit, static_argnums=0)
+    def run(table, inputs, ids):
+        def forward(q, k, v, transition, state):
+            return linear_recurrence(q, k, v, transition=transition, state=state, segment_ids=ids, chunk_size=8)
+
+        with axes.rules(table):
+            values, pull = jax.vjp(forward, *inputs)
+            return values, pull(cotangents)
+
+    whole, split = run(None, inputs, ids), run(rules(), inputs, ids)
+    for x, y in zip(jax.tree.leaves(split[0]), jax.tree.leaves(whole[0]), strict=True):
+        assert_close(x, y, TOL.f32_forward)
+    for x, y in zip(jax.tree.leaves(split[1]), jax.tree.leaves(whole[1]), strict=True):
+        assert_close(x, y, TOL.f32_grad)
+
+
+def test_the_sequence_is_not_gathered():
+    """The only arrays exchanged are the affine maps: their size does not depend on T."""
+
+    def exchanged(time):
+        inputs = make("delta_scalar", np.random.default_rng(0), batch=1, time=time, heads=2, width=8, width_v=8)
+
+        def run(q, k, v, transition, state):
+            with axes.rules(rules()):
+                return linear_recurrence(q, k, v, transition=transition, state=state, chunk_size=8)
+
+        text = jax.jit(run).lower(*inputs).as_text()
+        return sorted(line.split(":")[-1] for line in text.splitlines() if "all_gather" in line and "tensor" in line)
+
+    assert exchanged(64) == exchanged(128) != []
+
+
+def test_composition_of_affine_maps():
+    rng = np.random.default_rng(0)
+    maps = [tuple(jnp.asarray(rng.normal(size=(1, 1, 4, n)), jnp.float32) for n in (4, 3)) for _ in range(3)]
+    state = jnp.asarray(rng.normal(size=(1, 1, 4, 3)), jnp.float32)
+    one_by_one = apply(maps[2], apply(maps[1], apply(maps[0], state)))
+    assert_close(apply(compose(compose(maps[0], maps[1]), maps[2]), state), one_by_one, TOL.f32_forward)
+    assert_close(apply(compose(maps[0], compose(maps[1], maps[2])), state), one_by_one, TOL.f32_forward)
+
+
+def test_uneven_split_is_refused():
+    inputs = make("scalar", np.random.default_rng(0), time=30)
+    with axes.rules(rules()), pytest.raises(ValueError, match="time: expected a multiple of the 4 devices"):
+        linear_recurrence(*inputs[:3], transition=inputs[3])

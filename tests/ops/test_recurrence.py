@@ -1,0 +1,253 @@
+"""The recurrence: the oracle against a quadratic form, every form against the oracle, decays from real models and worse."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from effarch.ops.recurrence import Constant, Scalar, linear_recurrence, oracle
+from effarch.ops.recurrence.oracle import matrices
+from tests.ops.recurrence_cases import SWEEP, TRANSITIONS, make, random_segments, unit
+from tests.tolerances import TOL, assert_close
+
+SHAPE = {"batch": 2, "time": 150, "heads": 4, "q_heads": 2, "k_heads": 2, "width": 24, "width_v": 10}
+NAMES = ("q", "k", "v", "transition", "state")
+
+
+@lru_cache
+def compiled(form: str, read: str):
+    """Values and gradients of everything, for a random cotangent of outputs and state."""
+    function = oracle if form == "oracle" else partial(linear_recurrence, form=form)
+
+    @jax.jit
+    def run(inputs, segment_ids, cotangents):
+        def forward(q, k, v, transition, state):
+            return function(q, k, v, transition=transition, state=state, segment_ids=segment_ids, read=read)
+
+        values, pull = jax.vjp(forward, *inputs)
+        return values, pull(cotangents)
+
+    return run
+
+
+def double(tree):
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), tree)
+
+
+def check(form, read, inputs, segment_ids, rng):
+    cotangents = tuple(jnp.asarray(rng.normal(size=inputs[i].shape), jnp.float32) for i in (2, 4))
+    values, gradients = compiled(form, read)(inputs, segment_ids, cotangents)
+    with jax.enable_x64(True):
+        true_values, true_gradients = compiled("oracle", read)(double(inputs), segment_ids, double(cotangents))
+    for name, x, y in zip(("o", "state"), values, true_values, strict=True):
+        assert_close(x, y, TOL.f32_forward, name)
+    for name, x, y in zip(NAMES, gradients, true_gradients, strict=True):
+        for leaf, (a, b) in enumerate(zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)):
+            assert_close(a, b, TOL.f32_grad, f"gradient of {name} {leaf}")
+
+
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_oracle_is_the_quadratic_form(name, read):
+    """o_i = sum_{j <= i} v_j (k_j^T A_{j+1}^T ... A_i^T q_i), with products of matrices and no state, in numpy."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(5)
+        q, k, v, transition, state = make(name, rng, batch=1, time=9, heads=2, width=4, width_v=3, dtype=np.float64)
+        o, final = oracle(q, k, v, transition=transition, state=state, read=read)
+        a, write = (np.asarray(x)[0] for x in matrices(transition, k, 2))
+        q, v, state = np.asarray(q)[0], np.asarray(v)[0], np.asarray(state)[0]
+        expected = np.zeros(o.shape[1:])
+        for h in range(2):
+            for i in range(9):
+                end = i if read == "before" else i + 1  # tokens whose transition has been applied
+                product = np.eye(4)
+                for j in reversed(range(end)):
+                    expected[i, h] += (q[i, h] @ product @ write[j, h]) * v[j, h]
+                    product = product @ a[j, h]
+                expected[i, h] += q[i, h] @ product @ state[h]
+        assert_close(o[0], expected, TOL.f64)
+        assert final.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_chunkwise_is_the_oracle(name, read):
+    """Packed rows with padding anywhere, T not a multiple of the chunk, grouped heads, an odd head size."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        inputs = make(name, rng, **SHAPE)
+        check("chunkwise", read, inputs, random_segments(rng, 2, 150), rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_chunkwise_is_the_oracle_200_times(name):
+    for seed in range(200):
+        rng = np.random.default_rng(1000 + seed)
+        check("chunkwise", ("after", "before")[seed % 2], make(name, rng, **SHAPE), random_segments(rng, 2, 150), rng)
+
+
+@pytest.mark.parametrize("form", ["parallel", "recurrent"])
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_other_forms_are_the_oracle(name, form):
+    rng = np.random.default_rng(7)
+    for read in ("after", "before") if name in ("scalar", "rank_one") else ("after",):
+        inputs = make(name, rng, batch=2, time=21, heads=2, width=8, width_v=6)
+        check(form, read, inputs, random_segments(rng, 2, 21), rng)
+
+
+@pytest.mark.parametrize("form", ["parallel", "chunkwise", "recurrent"])
+@pytest.mark.parametrize("time", [1, 5, 64])
+@pytest.mark.parametrize("name", ["constant", "delta_scalar", "rank_one"])
+def test_short_and_exact_lengths_without_segments(name, time, form):
+    rng = np.random.default_rng(time)
+    q, k, v, transition, state = make(name, rng, time=time)
+    o, final = linear_recurrence(q, k, v, transition=transition, state=state, form=form)
+    with jax.enable_x64(True):
+        args = double((q, k, v, transition, state))
+        expected = oracle(*args[:3], transition=args[3], state=args[4])
+    assert_close(o, expected[0], TOL.f32_forward)
+    assert_close(final, expected[1], TOL.f32_forward)
+
+
+def sweeps(rng, shape):
+    """Every decay of the sweep: everywhere, on alternate tokens, on the first or last of each chunk, mixed over heads."""
+    for decay in SWEEP:
+        everywhere = np.full(shape, decay)
+        alternate = everywhere.copy()
+        alternate[:, 1::2] = 0
+        first, last = np.full(shape, -1e-3), np.full(shape, -1e-3)
+        first[:, ::64], last[:, 63::64] = decay, decay
+        mixed = rng.choice(SWEEP, size=shape)
+        yield from ((decay, x) for x in (everywhere, alternate, first, last, mixed))
+
+
+@pytest.mark.parametrize("name", ["constant", "scalar", "diagonal", "delta_scalar", "delta_diagonal", "rank_one"])
+def test_decay_sweep(name):
+    """log-decay down to -1e4 per token: finite, and within the tolerance, values and gradients."""
+    rng = np.random.default_rng(11)
+    inputs = make(name, rng, **SHAPE)
+    whole = jnp.ones((2, 150), jnp.int32)
+    if name == "constant":
+        cases = [(decay, np.full((4,), decay)) for decay in SWEEP] + [(None, rng.choice(SWEEP, 4)) for _ in range(5)]
+    else:
+        cases = sweeps(rng, inputs[3].log_decay.shape)
+    for _, log_decay in cases:
+        transition = jax.tree.map(lambda x: x, inputs[3])
+        object.__setattr__(transition, "log_decay", jnp.asarray(log_decay, jnp.float32))
+        check("chunkwise", "after", (*inputs[:3], transition, inputs[4]), whole, rng)
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_documents_do_not_see_each_other(name):
+    """Packed = separate, and the gradient of one document in another is exactly zero; also for the carried state."""
+    rng = np.random.default_rng(3)
+    q, k, v, transition, state = make(name, rng, batch=1, time=90, heads=2, width=8, width_v=8)
+    ids = jnp.asarray([[4] * 40 + [9] * 50])  # neither is 1: the carried state belongs to another document
+
+    def late(q, k, v, state):
+        o, _ = linear_recurrence(q, k, v, transition=transition, state=state, segment_ids=ids)
+        return (o[:, 40:] ** 2).sum()
+
+    for x in jax.jit(jax.grad(late, argnums=(0, 1, 2)))(q, k, v, state):
+        assert (x[:, :40] == 0).all() and (x[:, 40:] != 0).any()
+    assert (jax.grad(late, argnums=3)(q, k, v, state) == 0).all()
+
+
+def test_padding_may_hold_anything():
+    """NaN in padded inputs reaches neither values nor gradients; padded outputs are zero."""
+    rng = np.random.default_rng(2)
+    q, k, v, transition, state = make("delta_scalar", rng, batch=1, time=20, heads=2)
+    ids = jnp.asarray([[0, 0] + [1] * 15 + [0] * 3])
+    spoiled = [jnp.where((ids == 0)[..., None, None], jnp.nan, x) for x in (q, k, v)]
+
+    def run(q, k, v):
+        return linear_recurrence(q, k, v, transition=transition, state=state, segment_ids=ids)
+
+    (o, final), pull = jax.vjp(run, *spoiled)
+    (clean, clean_final), _ = jax.vjp(run, q, k, v)
+    assert (o[:, :2] == 0).all() and (o[:, 17:] == 0).all()
+    assert_close(o, clean, 0.0)
+    assert_close(final, clean_final, 0.0)
+    for x in pull((jnp.ones_like(o), jnp.ones_like(final))):
+        assert jnp.isfinite(x).all()
+
+
+def test_bfloat16_keeps_a_float32_state():
+    rng = np.random.default_rng(4)
+    for name in TRANSITIONS:
+        inputs = make(name, rng, time=70, width=16, width_v=16)
+        o, state = linear_recurrence(*inputs[:3], transition=inputs[3], state=inputs[4])
+        low = [x.astype(jnp.bfloat16) for x in inputs[:3]]
+        o16, state16 = linear_recurrence(*low, transition=inputs[3], state=inputs[4])
+        assert o16.dtype == jnp.bfloat16 and state16.dtype == jnp.float32
+        assert_close(o16.astype(jnp.float32), o, TOL.bf16, name)
+        assert_close(state16, state, TOL.bf16, name)
+
+
+def temporaries(name, time):
+    def run(q, k, v, transition, state):
+        def forward(*args):
+            o, final = linear_recurrence(*args[:3], transition=args[3], state=args[4])
+            return o, final
+
+        values, pull = jax.vjp(forward, q, k, v, transition, state)
+        return pull(values)
+
+    rng = np.random.default_rng(0)
+    inputs = make(name, rng, batch=1, time=2, heads=2, width=32, width_v=32)
+
+    def abstract(x):
+        shape = tuple(
+            time if i == 1 and x.ndim > 2 and x.shape[1] == 2 and n == 2 else n for i, n in enumerate(x.shape)
+        )
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    analysis = (
+        jax.jit(run).lower(*[jax.tree.map(abstract, x) for x in inputs[:4]], inputs[4]).compile().memory_analysis()
+    )
+    return analysis.temp_size_in_bytes, analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_memory_of_the_backward_pass_is_linear(name):
+    (small, _), (large, moved) = temporaries(name, 8192), temporaries(name, 32768)
+    assert np.log(large / small) / np.log(4) <= 1.05
+    if name in ("constant", "scalar"):
+        assert large <= 3 * moved
+
+
+def test_errors_name_the_argument():
+    rng = np.random.default_rng(0)
+    q, k, v, transition, state = make("scalar", rng)
+    cases = {
+        "form: expected one of parallel, chunkwise, recurrent, got 'fast'": {"form": "fast"},
+        "impl: expected None or one of xla, got 'triton'": {"impl": "triton"},
+        "read: expected": {"read": "during"},
+        "chunk_size: expected a power of two, got 48": {"chunk_size": 48},
+        "state: expected shape": {"state": state[:, :1]},
+        "log_decay: expected natural logarithms <= 0, got 0.5": {"transition": Scalar(transition.log_decay * 0 + 0.5)},
+        r"transition.log_decay: expected shape \[H\] = \[4\], got \[5\]": {"transition": Constant(jnp.zeros(5))},
+        "segment_ids: expected an integer array": {"segment_ids": jnp.ones((2, 37))},
+        "segment_ids: expected shape": {"segment_ids": jnp.ones((2, 36), jnp.int32)},
+    }
+    for message, change in cases.items():
+        with pytest.raises(ValueError, match=message):
+            linear_recurrence(q, k, v, **{"transition": transition, "state": state, **change})
+    with pytest.raises(ValueError, match="k: expected a number of heads that divides the 4 of v, got 3"):
+        linear_recurrence(q, jnp.ones((2, 37, 3, 8)), v, transition=transition)
+
+
+def test_large_writes_do_not_overflow_the_inverse():
+    """beta = 2 on nearly parallel keys: powers of the lower triangle overflow, the inverse by halves does not."""
+    rng = np.random.default_rng(8)
+    q, k, v, transition, state = make("delta", rng, batch=1, time=128, heads=1, width=16)
+    k = jnp.asarray(unit(np.ones((1, 128, 1, 16)) + 0.01 * rng.normal(size=(1, 128, 1, 16))), jnp.float32)
+    transition = type(transition)(jnp.full((1, 128, 1), 1.99))
+    o, _ = linear_recurrence(q, k, v, transition=transition, state=state)
+    with jax.enable_x64(True):
+        args = double((q, k, v, transition, state))
+        expected, _ = oracle(*args[:3], transition=args[3], state=args[4])
+    assert_close(o, expected, 5 * TOL.f32_forward)

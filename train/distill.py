@@ -1,0 +1,179 @@
+"""Distills a Transformer into a student with other mixers: ``python -m train.distill CONFIG.yaml [key=value ...]``.
+
+Teacher (trained, or reused), conversion, stages, the same student from scratch, and one table of them all. Repeating the command
+continues a run that was stopped. Exit codes: 0 done, 2 a mistake in the config, 143 (130) after SIGTERM (SIGINT) with everything saved.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import pydantic
+from flax import nnx
+
+from effarch import axes
+from effarch.config import Config, UserError, main
+from effarch.data.batches import Batches, DataPosition
+from effarch.data.prepare import Prepared, prepare
+from effarch.distill.stages import Align, Logits, StageChoice
+from effarch.distill.transfer import StudentConfig, student_config, transfer
+from effarch.models.lm import LM, LMConfig, make_lm
+from effarch.parallel.mesh import make_mesh
+from effarch.parallel.rules import make_rules
+from effarch.training.checkpoint import Checkpoints
+from effarch.training.faults import StopSignal
+from effarch.training.load import load_lm
+from effarch.training.metrics import MetricsLog
+from effarch.training.optimizer import OptimizerConfig
+from effarch.training.run import Run, open_run
+from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
+from train.pretrain import PretrainConfig, RunConfig, pretrain
+from train.results import Results, windowed
+
+
+class TeacherConfig(Config):
+    """The Transformer to distill."""
+
+    path: str | None = pydantic.Field(None, description="folder of its run; trained there if missing; null: <output_dir>/teacher")
+    steps: int = pydantic.Field(1000, gt=0, description="updates, if it is to be trained")
+    model: LMConfig = LMConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class ScratchConfig(Config):
+    """The same student without a teacher, on as many tokens: what distillation is compared with."""
+
+    train: bool = pydantic.Field(True, description="whether to train it")
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class DistillConfig(RunConfig):
+    """A distillation."""
+
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    scratch: ScratchConfig = ScratchConfig()
+    stages: Annotated[tuple[StageChoice, ...], pydantic.Field(min_length=1)] = (Align(), Logits())
+    sample_prompt: str = pydantic.Field("def ", description="what the sample continues")
+
+    def pretraining(self, folder: Path, model: LMConfig, steps: int, optimizer: OptimizerConfig) -> PretrainConfig:
+        """A pretraining run beside this one: same data, batches and seed."""
+        shared = {name: getattr(self, name) for name in RunConfig.model_fields}
+        return PretrainConfig(
+            **{**shared, "output_dir": str(folder.parent), "run_name": folder.name},
+            model=model,
+            steps=steps,
+            optimizer=optimizer,
+        )
+
+
+def teacher_of(config: DistillConfig, prepared: Prepared, stop: StopSignal) -> LM:
+    """The teacher: of another run as it is, or of a run of ours, trained as far as it is not."""
+    folder = Path(config.teacher.path or Path(config.output_dir) / "teacher")
+    if folder.is_dir() and config.teacher.path and not (folder / "config.yaml").exists():
+        raise UserError(f"teacher.path: expected the folder of a run, found no config.yaml in {folder}")
+    wanted = config.pretraining(folder, config.teacher.model, config.teacher.steps, config.teacher.optimizer)
+    return pretrain(wanted, stop=stop, prepared=prepared, name="teacher")
+
+
+def distill(
+    config: DistillConfig,
+    run: Run,
+    teacher: LM,
+    student: LM,
+    prepared: Prepared,
+    results: Results,
+    rules: axes.Rules,
+    stop: StopSignal,
+) -> LM:
+    """The stages, one after the other; what each leaves behind is measured."""
+    teacher_graph, frozen = nnx.split(teacher)
+    graph = nnx.split(student, nnx.Param, ...)[0]
+    model = student.config
+    batches = Batches(prepared.train, config.batch_size, config.seed)
+    position, done = DataPosition(), 0
+    with (
+        Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
+        MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
+    ):
+        for stage in config.stages:
+            tx, schedule = stage.transformation()
+            phase = Phase(
+                stage.type_name,
+                done,
+                done + stage.steps,
+                stage.objective(teacher_graph, graph),
+                tx,
+                schedule,
+                frozen=(jax.device_put(frozen, jax.sharding.NamedSharding(rules.mesh, jax.sharding.PartitionSpec())),),
+            )
+            done += stage.steps
+            newest = checkpoints.latest() or 0
+            if newest > phase.last:
+                continue  # a later stage was reached
+            if newest > phase.first:
+                state, at, _ = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
+                position = DataPosition(*at)
+            else:
+                state = start(phase, student, config.seed, rules)
+            state, position = run_phase(
+                phase,
+                state,
+                position,
+                batches=batches,
+                placement=shardings(phase, student, config.seed, rules),
+                rules=rules,
+                grad_accum=config.grad_accum,
+                checkpoints=checkpoints,
+                about=metadata(config, model),
+                log=log,
+                log_every=config.log.every,
+                stop=stop,
+            )
+            student = nnx.merge(graph, state.params, state.rest)
+            results.measure(f"student, after {stage.type_name}", student)
+    return student
+
+
+def run(config: DistillConfig, dry_run: bool = False) -> int:
+    """The command."""
+    wanted = student_config(config.teacher.model, config.student)
+    if dry_run:
+        for name, model in (("teacher", config.teacher.model), ("student", wanted)):
+            lm = jax.eval_shape(lambda model=model: make_lm(model))
+            print(f"{name}: {sum(x.size for x in jax.tree.leaves(lm)):,} parameters")
+        return 0
+    with StopSignal() as stop:
+        try:
+            return _run(config, wanted, stop)
+        except Stopped as stopped:
+            print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
+            return stopped.code
+
+
+def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
+    rules = make_rules(make_mesh(config.mesh))
+    with open_run(config.output_dir, config.run_name, config) as run:
+        prepared = prepare(config.data, config.seq_len, config.cache_dir)
+        teacher = teacher_of(config, prepared, stop)
+        results = Results(run.folder, config, prepared, teacher, stop)
+        results.measure("teacher", teacher)
+        window = student_config(config.teacher.model, windowed(config))
+        results.measure(results.window_name, jax.jit(lambda lm: transfer(lm, make_lm(window)))(teacher))
+
+        steps = sum(stage.steps for stage in config.stages)
+        if config.scratch.train:
+            folder = run.folder / "scratch"
+            alone = config.pretraining(folder, wanted, steps, config.scratch.optimizer)
+            results.measure("student, from scratch", pretrain(alone, stop=stop, prepared=prepared, name="scratch"))
+
+        student = jax.jit(lambda lm: transfer(lm, make_lm(wanted, config.seed)))(teacher)
+        results.measure("student, converted", student)
+        distill(config, run, teacher, student, prepared, results, rules, stop)
+        results.write(load_lm(run.folder), config.sample_prompt)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(DistillConfig, run, prog="python -m train.distill", description="Distills a Transformer."))

@@ -1,0 +1,156 @@
+"""The one loop: data -> step -> log -> evaluate -> save.
+
+Pretraining and every stage of a distillation run it; they differ in the step they hand it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from effarch import axes
+from effarch.config import Config, to_yaml
+from effarch.data.batches import Batches, DataPosition
+from effarch.models.lm import LM
+from effarch.parallel.sharding import init_sharded, place, put_batch
+from effarch.training.checkpoint import Checkpoints
+from effarch.training.faults import NonFinite, StopSignal
+from effarch.training.metrics import Deferred, MetricsLog, Throughput, progress
+from effarch.training.optimizer import Schedule
+from effarch.training.run import versions
+from effarch.training.state import TrainState, abstract_state, make_state, state_shardings
+from effarch.training.step import LossFn, jit_step, make_step
+from effarch.typing import PyTree
+
+
+class Stopped(Exception):
+    """A signal came; the state is saved. ``code`` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps that share an objective and an optimizer.
+
+    Attributes:
+      name: shown and logged. first, last: steps of the run it lies between.
+      loss_fn, tx, schedule: objective, optimizer, learning rate of update n of the phase.
+      frozen: what the objective reads besides the parameters (a teacher).
+      evaluate: ``(params, rest) -> numbers`` for the log, every ``evaluate_every`` steps (0: never).
+    """
+
+    name: str
+    first: int
+    last: int
+    loss_fn: LossFn
+    tx: Any
+    schedule: Schedule
+    frozen: tuple[PyTree, ...] = ()
+    evaluate: Callable[[PyTree, PyTree], dict[str, float]] | None = None
+    evaluate_every: int = 0
+
+
+def start(phase: Phase, make: Callable[[], LM] | LM, seed: int, rules: axes.Rules) -> TrainState:
+    """The state before the phase's first step, sharded: of a model that ``make`` initialises, or of one that exists."""
+
+    def state(lm: LM) -> TrainState:
+        _, params, rest = nnx.split(lm, nnx.Param, ...)
+        fresh = make_state(params, rest, phase.tx, seed)
+        return dataclasses.replace(fresh, step=fresh.step + phase.first)
+
+    if isinstance(make, LM):
+        return place(jax.jit(state)(make), shardings(phase, make, seed, rules))
+    return init_sharded(lambda: state(make()), shardings(phase, make, seed, rules))
+
+
+def shardings(phase: Phase, make: Callable[[], LM] | LM, seed: int, rules: axes.Rules) -> TrainState:
+    """Where every array of the phase's state lives."""
+    return state_shardings(_abstract(phase, make, seed), phase.tx, rules)
+
+
+def saved(phase: Phase, make: Callable[[], LM] | LM, seed: int, rules: axes.Rules) -> TrainState:
+    """Shapes and shardings of the phase's state: the target of a restore."""
+    return abstract_state(lambda: _abstract(phase, make, seed), phase.tx, rules)
+
+
+def _abstract(phase: Phase, make: Callable[[], LM] | LM, seed: int) -> TrainState:
+    def state() -> TrainState:
+        _, params, rest = nnx.split(make if isinstance(make, LM) else make(), nnx.Param, ...)
+        return make_state(params, rest, phase.tx, seed)
+
+    return jax.eval_shape(state)
+
+
+def metadata(config: Config, model: Config) -> dict[str, Any]:
+    """What a checkpoint says of itself: the resolved config, the model, versions, the tokenizer."""
+    return {
+        "config": to_yaml(config),
+        "model": model.model_dump(mode="json"),
+        "versions": versions(),
+        "tokenizer": "bytes",
+    }
+
+
+def run_phase(
+    phase: Phase,
+    state: TrainState,
+    position: DataPosition,
+    *,
+    batches: Batches,
+    placement: TrainState,
+    rules: axes.Rules,
+    grad_accum: int,
+    checkpoints: Checkpoints,
+    about: dict[str, Any],
+    log: MetricsLog,
+    log_every: int,
+    stop: StopSignal,
+) -> tuple[TrainState, DataPosition]:
+    """Runs a phase from ``state`` to its last step; returns the state and the data position after it.
+
+    Raises:
+      Stopped: a signal came; everything is saved.
+      UserError: losses that stay non-finite, or a checkpoint that cannot be written.
+    """
+    step_fn = jit_step(make_step(phase.loss_fn, phase.tx, grad_accum=grad_accum), placement, rules, phase.frozen)
+    step = int(state.step)
+    tokens = batches.batch_size * batches.rows.seq_len
+    held, guard, speed = Deferred(), NonFinite(), Throughput(tokens)
+
+    def report(seen: tuple[int, dict[str, float]] | None, extra: dict[str, float] | None = None) -> str:
+        if seen is None:
+            return ""
+        at, metrics = seen
+        guard.update(at, metrics["skipped"])
+        if at % log_every == 0 or at == phase.last or extra:
+            done = at - phase.first
+            rate = float(phase.schedule(done - 1))
+            line = {"phase": phase.name, "tokens": done * tokens, "learning_rate": rate, "tokens_per_s": speed(at)}
+            log.write(at, {**line, **metrics, **(extra or {})})
+        return f"loss {metrics['loss']:.3f}"
+
+    stream = batches.iterate(position)
+    with progress(phase.last - phase.first, phase.name, step - phase.first) as advance:
+        while step < phase.last:
+            _, batch = next(stream)
+            state, metrics = step_fn(state, put_batch(batch, rules), *phase.frozen)
+            step += 1
+            position = batches.next_position(position)
+            advance(step - phase.first, report(held.push(step, metrics)))
+            if phase.evaluate and phase.evaluate_every and step % phase.evaluate_every == 0:
+                report(held.flush(), phase.evaluate(state.params, state.rest))
+            last = stop.requested or step == phase.last
+            checkpoints.save(step, state, (position.epoch, position.batch), about, force=last)
+            if stop.requested:
+                break
+        report(held.flush())
+    stream.close()
+    checkpoints.wait()
+    if stop.requested:
+        raise Stopped(stop.exit_code)
+    return state, position
