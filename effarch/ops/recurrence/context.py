@@ -18,20 +18,20 @@ from effarch.typing import Array
 Core = Callable[[Inputs, Array], tuple[Array, Array]]
 
 
-def span(core: Core, inputs: Inputs, batch_heads: tuple[int, int]) -> tuple[Array, Array]:
-    """The affine map of these tokens: ``M [B, H, K, K]`` (``[B, H, K, 1]`` where it is diagonal) and ``U [B, H, K, V]``."""
-    batch, heads = batch_heads
-    width, width_v = inputs.k.shape[-1], inputs.v.shape[-1]
-    dtype = inputs.state_dtype
-    added = core(inputs, jnp.zeros((batch, heads, width, width_v), dtype))[1]
-    if inputs.kind != "decay":
-        blank = dataclasses.replace(inputs, v=jnp.zeros((*inputs.v.shape[:3], width), dtype))
-        eye = jnp.broadcast_to(jnp.eye(width, dtype=dtype), (batch, heads, width, width))
-        # Writes of zeros, from the identity. The delta rule's write is part of its transition only through k.
-        return core(blank, eye)[1], added
-    ones = jnp.ones((batch, heads, width, 1), dtype)
-    blank = dataclasses.replace(inputs, v=jnp.zeros((*inputs.v.shape[:3], 1), dtype))
-    return core(blank, ones)[1], added
+def span(core: Core, inputs: Inputs, start: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """The affine map of these tokens: ``M [B, H, K, K]`` (``[B, H, K, 1]`` where it is diagonal) and ``U [B, H, K, V]``.
+
+    Args:
+      core: runs the tokens from a state. inputs: the tokens. start: makes a constant ready to be carried by ``core``.
+    """
+    batch, _, heads, width_v = inputs.v.shape
+    width, dtype = inputs.k.shape[-1], inputs.state_dtype
+    added = core(inputs, start(jnp.zeros((batch, heads, width, width_v), dtype)))[1]
+    # M is what becomes of the identity (of ones, where M is diagonal) when nothing is written.
+    identity = jnp.ones((width, 1), dtype) if inputs.kind == "decay" else jnp.eye(width, dtype=dtype)
+    blank = start(jnp.zeros((*inputs.v.shape[:3], identity.shape[-1]), dtype))
+    whole = jnp.broadcast_to(identity[None, None], (batch, heads, *identity.shape))
+    return core(dataclasses.replace(inputs, v=blank), start(whole))[1], added
 
 
 def compose(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -50,12 +50,14 @@ def apply(affine: tuple[Array, Array], state: Array) -> Array:
 
 def context_parallel(core: Core, inputs: Inputs, state: Array, mesh: Mesh, axis: str) -> tuple[Array, Array]:
     """Runs ``core`` with axis 1 of every token array split over mesh axis ``axis``; other mesh axes stay automatic."""
-    batch, _, heads, _ = inputs.v.shape
     time, whole = PartitionSpec(None, axis), PartitionSpec()
     specs = jax.tree.map(lambda x: whole if x.ndim == 1 else time, inputs)
 
     def shard(local: Inputs, state: Array) -> tuple[Array, Array]:
-        maps = jax.lax.all_gather(span(core, local, (batch, heads)), axis)
+        def start(x: Array) -> Array:
+            return jax.lax.pcast(x, axis, to="varying")
+
+        maps = jax.lax.all_gather(span(core, local, start), axis)
         mine = jax.lax.axis_index(axis)
 
         def fold(carry: Array, item: tuple[Array, tuple[Array, Array]]) -> tuple[Array, None]:
@@ -63,8 +65,8 @@ def context_parallel(core: Core, inputs: Inputs, state: Array, mesh: Mesh, axis:
             return jnp.where(index < mine, apply(affine, carry), carry), None
 
         count = mesh.shape[axis]
-        start, _ = jax.lax.scan(fold, jax.lax.pcast(state, axis, to="varying"), (jnp.arange(count), maps))
-        o, end = core(local, start)
+        state, _ = jax.lax.scan(fold, start(state), (jnp.arange(count), maps))
+        o, end = core(local, state)
         return o, end[None]
 
     run = jax.shard_map(

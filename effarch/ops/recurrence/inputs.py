@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from effarch.ops.precision import accumulator
 from effarch.ops.recurrence.transitions import Constant, Delta, Diagonal, DiagonalPlusRankOne, Scalar, Transition
@@ -85,8 +86,11 @@ def _check_shape(name: str, x: Array, expected: tuple[int | None, ...], letters:
 
 
 def _check_decay(log_decay: Array) -> None:
-    if not isinstance(log_decay, jax.core.Tracer) and bool((log_decay > 0).any()):
-        raise ValueError(f"log_decay: expected natural logarithms <= 0, got {float(log_decay.max()):g}")
+    if isinstance(log_decay, jax.core.Tracer):
+        return
+    largest = np.asarray(log_decay, np.float64).max(initial=0.0)  # in numpy: what is concrete stays so under a trace
+    if largest > 0:
+        raise ValueError(f"log_decay: expected natural logarithms <= 0, got {largest:g}")
 
 
 def prepare(

@@ -1,0 +1,208 @@
+"""The decoder language model, with every registered mixer and with hybrids."""
+
+import math
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from effarch import registry
+from effarch.models.block import TAPS
+from effarch.models.lm import LM, LMConfig, make_lm
+from effarch.models.stack import Layout
+from tests.conformance.test_mixers import same_trees
+from tests.models import tiny
+from tests.tolerances import TOL, assert_close
+
+B, T, PREFILL = 4, 24, 16
+#: Left padding; a document that ends while decoding; a short prompt; a document that ends in the prompt, then padding.
+IDS = jnp.asarray(
+    [[0] * 5 + [7] * 19, [3] * 18 + [4] * 6, [2] * 9 + [0] * 7 + [2] * 8, [1] * 6 + [5] * 12 + [0] * 2 + [5] * 4]
+)
+MODELS = (*registry.names("mixer"), "hybrid")
+
+
+@lru_cache
+def config_of(name: str) -> LMConfig:
+    """Three layers of a mixer, or 3 to 1 with a remainder."""
+    if name == "hybrid":
+        return tiny.config("retnet", "retnet", "retnet", "softmax_attention", layers=9)
+    if not registry.get("mixer", name).causal:
+        pytest.skip(f"{name}: causal is False")
+    return tiny.config(name, layers=3)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def gradients(graph, apart, params, tokens, segment_ids):
+    """Hidden states, and the gradient of a random functional of them and of the logits."""
+
+    def loss(params):
+        lm: LM = nnx.merge(graph, params)
+        hidden = (lm.unstacked() if apart else lm).hidden(tokens, segment_ids=segment_ids).hidden
+        weight = jax.random.normal(jax.random.key(5), (*tokens.shape, lm.config.vocab_size))
+        return (lm.head(hidden) * weight * (segment_ids > 0).astype(jnp.float32)[..., None]).sum(), hidden
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@lru_cache
+def scanned(name: str):
+    return gradients(tiny.split(config_of(name))[0], False, tiny.split(config_of(name))[1], tiny.tokens(B, T), IDS)
+
+
+def real(x):
+    return np.asarray(x) * np.asarray(IDS > 0)[..., None]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scanned_layers_are_unrolled_layers(name):
+    """Values and gradients; each stack scans what it can."""
+    config = config_of(name)
+    graph, params = tiny.split(config)
+    expected = {"rwkv7": Layout(1, 1, 2, 0), "hybrid": Layout(0, 4, 2, 1)}.get(name, Layout(0, 1, 3, 0))
+    assert tiny.model(config).stack.layout == expected
+    (_, hidden), grads = scanned(name)
+    (_, apart), apart_grads = gradients(graph, True, params, tiny.tokens(B, T), IDS)
+    assert_close(real(hidden), real(apart), TOL.f32_forward)
+    same_trees(grads, apart_grads, TOL.f32_grad)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prefill_and_decoding_are_the_whole(name):
+    """Rows of different lengths, padding left and right and between, documents that end before and while decoding."""
+    config = config_of(name)
+    graph, params = nnx.split(tiny.unstack(tiny.model(config)))
+    lm = nnx.merge(graph, params)
+    (_, whole), _ = scanned(name)
+    ids = tiny.tokens(B, T)
+    output = tiny.hidden(graph, "chunkwise", (), params, ids[:, :PREFILL], lm.init_state(B, T), IDS[:, :PREFILL])
+    pieces = [output.hidden]
+    assert output.state.progress.length.tolist() == [11, 16, 9, 10]
+    for t in range(PREFILL, T):
+        at = slice(t, t + 1)
+        output = tiny.hidden(graph, "recurrent", (), params, ids[:, at], output.state, IDS[:, at])
+        pieces.append(output.hidden)
+    assert_close(real(jnp.concatenate(pieces, axis=1)), real(whole), TOL.f32_forward)
+    assert output.state.progress.length.tolist() == [19, 6, 17, 16]
+    assert output.state.progress.last_segment.tolist() == [7, 4, 2, 5]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bytes_and_operations(name):
+    config = config_of(name)
+    for time in (16, 512):
+        state = jax.eval_shape(lambda time=time: make_lm(config).init_state(1, time))
+        held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.layers))
+        assert config.state_bytes(time) == held
+    assert config.flops(512) > 2 * config.flops(256) - 1 > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_initialisation_does_not_depend_on_how_layers_are_held(name):
+    config = config_of(name)
+    together = jax.jit(lambda: nnx.split(make_lm(config).unstacked())[1])()
+    apart = jax.jit(lambda: nnx.split(make_lm(config.replace(scan_layers=False)))[1])()
+    assert jax.tree.structure(together) == jax.tree.structure(apart)
+    for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        assert_close(x, y, TOL.f32_forward)
+    layers = nnx.merge(*nnx.split(tiny.model(config))).stack.layers()
+    first, second = (jax.tree.leaves(nnx.split(layer.channel)[1])[0] for layer in layers[:2])
+    assert (first != second).any()
+
+
+def test_taps_have_an_order_and_a_shape():
+    """``[L, B, T, D]`` by layer, scanned and with a state; each tap is what it is called."""
+    config = config_of("hybrid")
+    graph, params = tiny.split(config)
+    lm, ids = tiny.model(config), tiny.tokens(B, T)
+    output = tiny.hidden(graph, "chunkwise", TAPS, params, ids, None, IDS)
+    assert {name: x.shape for name, x in output.taps.items()} == {name: (9, B, T, tiny.DIM) for name in TAPS}
+    taps = {name: real(x) for name, x in output.taps.items()}
+    assert_close(taps["block_in"][0], real(lm.embed(ids)), TOL.f32_forward)
+    assert_close(taps["block_in"][1:], taps["block_out"][:-1], TOL.f32_forward)
+    assert_close(real(lm.norm(output.taps["block_out"][-1])), real(output.hidden), TOL.f32_forward)
+    for i, layer in enumerate(lm.stack.layers()):
+        assert_close(taps["mixer_in"][i], real(layer.mixer_norm(output.taps["block_in"][i])), TOL.f32_forward)
+        between = output.taps["block_in"][i] + output.taps["mixer_out"][i]
+        after = between + layer.channel(layer.channel_norm(between), None, None)[0]
+        assert_close(taps["block_out"][i], real(after), TOL.f32_forward)
+    assert lm.hidden(ids[:1, :1]).taps == {}
+    carried = lm.hidden(ids, lm.init_state(B, T), segment_ids=IDS, taps=("mixer_out",))
+    assert_close(real(carried.taps["mixer_out"]), taps["mixer_out"], TOL.f32_forward)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_no_gradient(remat):
+    graph, params = tiny.split(config_of("gated_deltanet").replace(remat=remat))
+    (_, hidden), grads = gradients(graph, False, params, tiny.tokens(B, T), IDS)
+    (_, expected), expected_grads = scanned("gated_deltanet")
+    assert_close(hidden, expected, TOL.f32_forward)
+    same_trees(grads, expected_grads, TOL.f32_grad)
+
+    def saved(remat):
+        """Bytes that the backward pass of a deep model keeps."""
+        graph, params = tiny.split(tiny.config("retnet", layers=8, remat=remat))
+        compiled = gradients.lower(graph, False, params, tiny.tokens(B, 256), jnp.ones((B, 256), jnp.int32)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert saved(remat) < 0.8 * saved("none")
+
+
+def test_dtypes():
+    """bf16 activations over float32 parameters, and bf16 parameters, stay close to float32."""
+    config = config_of("hybrid")
+    (_, expected), _ = scanned("hybrid")
+    _, params = tiny.split(config)
+    for low, cast in (
+        (config.replace(dtype="bfloat16"), lambda x: x),
+        (config.replace(dtype="bfloat16", param_dtype="bfloat16"), lambda x: x.astype(jnp.bfloat16)),
+    ):
+        made = jax.eval_shape(partial(make_lm, low))
+        assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype(low.param_dtype)}
+        graph = nnx.split(made)[0]
+        output = tiny.hidden(graph, "chunkwise", (), jax.tree.map(cast, params), tiny.tokens(B, T), None, IDS)
+        assert output.hidden.dtype == jnp.bfloat16
+        assert_close(real(output.hidden.astype(jnp.float32)), real(expected), TOL.bf16)
+
+
+def test_heads():
+    """Tied: the embedding's table; untied: a parameter of its own; a cap bounds the logits."""
+    tied = tiny.model(tiny.config("retnet", layers=1))
+    x = 10 * jax.random.normal(jax.random.key(0), (2, tiny.DIM))
+    assert tied.unembed is None
+    assert_close(tied.head(x), x @ tied.embedding.table[...].T, TOL.f32_forward)
+    untied = tiny.model(tiny.config("retnet", layers=1, tie_embeddings=False))
+    assert untied.unembed.kernel.shape == (tiny.DIM, tiny.VOCAB)
+    assert untied.unembed.kernel.get_metadata()["axes"] == ("embed", "vocab")
+    assert_close(untied.head(x), x @ untied.unembed.kernel[...], TOL.f32_forward)
+    capped = tiny.model(tiny.config("retnet", layers=1, logit_cap=3.0))
+    assert_close(capped.head(x), 3 * np.tanh(np.asarray(tied.head(x)) / 3), TOL.f32_forward)
+    logits, state = untied(tiny.tokens(1, 4))
+    assert logits.shape == (1, 4, tiny.VOCAB) and state is None
+
+
+def test_options_of_the_stream():
+    """A norm after the embedding, LayerNorms, no channel mixer."""
+    block = tiny.block("retnet").replace(channel=None)
+    config = tiny.config("retnet", layers=2, embed_norm=True, norm="layer").replace(pattern=(block,))
+    graph, params = tiny.split(config)
+    lm = nnx.merge(graph, params)
+    x = lm.embed(tiny.tokens(1, 5))
+    assert_close(x, lm.embed_norm(lm.embedding(tiny.tokens(1, 5), jnp.dtype("float32"))), TOL.f32_forward)
+    assert all(layer.channel is None and layer.channel_norm is None for layer in lm.stack.layers())
+    assert jnp.isfinite(lm.hidden(tiny.tokens(1, 5)).hidden).all()
+
+
+def test_errors():
+    lm = tiny.model(tiny.config("retnet", layers=1))
+    with pytest.raises(ValueError, match=r"tokens: expected shape \[B, T\], got \[5\]"):
+        lm.hidden(jnp.zeros((5,), jnp.int32))
+    with pytest.raises(ValueError, match="taps: expected names of mixer_in, mixer_out, .*, got 'logits'"):
+        lm.hidden(tiny.tokens(1, 4), taps=("mixer_in", "logits"))
+    with pytest.raises(ValueError, match="form: expected one of parallel, chunkwise, recurrent, got 'chunk'"):
+        lm.hidden(tiny.tokens(1, 4), form="chunk")
+    with pytest.raises(ValueError, match=r"segment_ids: expected shape \[1, 4\], got \[1, 3\]"):
+        lm.hidden(tiny.tokens(1, 4), segment_ids=jnp.ones((1, 3), jnp.int32))

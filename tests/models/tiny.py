@@ -1,0 +1,73 @@
+"""Models so small that compiling them is all they cost, their parameters drawn at random."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import effarch.mixers  # noqa: F401  (registers)
+from effarch import registry
+from effarch.models.block import BlockConfig
+from effarch.models.lm import LM, LMConfig, make_lm
+
+DIM, VOCAB = 32, 61
+CHANNELS = {"rwkv7": "rwkv7_channel"}  # the others: SwiGLU
+
+
+def block(name: str) -> BlockConfig:
+    """A block of a registered mixer, tiny."""
+    mixer, dim = registry.get("mixer", name).tiny()
+    channel, _ = registry.get("channel", CHANNELS.get(name, "swiglu")).tiny()
+    assert dim == DIM
+    return BlockConfig(mixer=mixer, channel=channel)
+
+
+def config(*names: str, layers: int, **changes) -> LMConfig:
+    """A model whose layers repeat the named mixers."""
+    pattern = tuple(block(name) for name in names)
+    return LMConfig(vocab_size=VOCAB, dim=DIM, num_layers=layers, pattern=pattern, **changes)
+
+
+@lru_cache
+def split(config: LMConfig):
+    """Graph and parameters of a model: initial values plus noise, for zeros would hide what stands behind them."""
+    graph, abstract = nnx.split(jax.eval_shape(partial(make_lm, config)))
+
+    @jax.jit
+    def make():
+        leaves, tree = jax.tree.flatten(nnx.split(make_lm(config))[1])
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noise = [0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)])
+
+    return graph, make()
+
+
+def model(config: LMConfig) -> LM:
+    """The model of :func:`split`."""
+    return nnx.merge(*split(config))
+
+
+def tokens(batch: int, time: int, seed: int = 0):
+    """Random ids."""
+    return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, time)), jnp.int32)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def hidden(graph, form, taps, params, tokens, state, segment_ids):
+    """``LM.hidden``, compiled."""
+    return nnx.merge(graph, params).hidden(tokens, state, segment_ids=segment_ids, form=form, taps=taps)
+
+
+@jax.jit
+def unstack(lm: LM):
+    """Graph and parameters with every layer apart."""
+    return lm.unstacked()
+
+
+def same_bits(actual, expected) -> bool:
+    """Whether two trees of arrays are equal to the bit."""
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
