@@ -1,16 +1,16 @@
 """Logical axis names, the rules in force, and the two things code may do with them.
 
-Models and ops name *logical* axes ("batch", "time", "embed", "heads", "mlp", "vocab"); a table of rules says which mesh axes
-they are split over. Nothing above this file names a mesh axis.
+Models and ops name *logical* axes ("batch", "time", "embed", "heads", "mlp", "vocab"); a table of rules says which
+mesh axes they are split over. Nothing above this file names a mesh axis.
 
-The rules are read while a function is traced: enter them inside the function that is jitted, or a cached trace made under
-other rules may be used again.
+The rules are read while a function is traced: enter them inside the function that is jitted, or a cached trace made
+under other rules may be used again.
 """
 
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -50,8 +50,8 @@ class Rules:
     def spec(self, *names: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
         """The PartitionSpec of an array whose dimensions carry these names.
 
-        A mesh axis is used once, by the first name that asks for it. With ``shape``, a dimension that its mesh axes do not
-        divide stays whole.
+        A mesh axis is used once, by the first name that asks for it. With ``shape``, a dimension that its mesh axes
+        do not divide stays whole.
         """
         used: set[str] = set()
         parts: list[tuple[str, ...] | None] = []
@@ -72,7 +72,7 @@ _in_force: contextvars.ContextVar[Rules | None] = contextvars.ContextVar("effarc
 
 
 @contextlib.contextmanager
-def rules(table: Rules | None) -> Iterator[None]:
+def rules(table: Rules | None) -> Generator[None]:
     """Puts rules in force for the code traced inside the block; ``None`` lifts them."""
     token = _in_force.set(table)
     try:
@@ -107,8 +107,10 @@ def context_parallel(time: int) -> tuple[Mesh, str] | None:
       ValueError: the rules split "time" over several mesh axes, or unevenly.
     """
     table = current()
-    axes = () if table is None else table.mesh_axes("time")
-    if not axes or time == 1:  # decoding one token: nothing to split
+    if table is None or time == 1:  # decoding one token: nothing to split
+        return None
+    axes = table.mesh_axes("time")
+    if not axes:
         return None
     if len(axes) > 1:
         raise ValueError(f'rules: expected one mesh axis for "time", got {axes}')

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pydantic
 
@@ -23,7 +24,9 @@ class GenerateConfig(Config):
     max_new_tokens: int = pydantic.Field(200, gt=0, description="tokens to add at most")
     temperature: float = pydantic.Field(0.8, ge=0, description="0 takes the most likely token")
     top_k: int | None = pydantic.Field(None, gt=0, description="keep the k most likely tokens; null: all")
-    top_p: float | None = pydantic.Field(None, gt=0, le=1, description="keep the likeliest tokens of this mass; null: all")
+    top_p: float | None = pydantic.Field(
+        None, gt=0, le=1, description="keep the likeliest tokens of this mass; null: all"
+    )
     seed: int = pydantic.Field(0, ge=0, description="of the draws")
 
 
@@ -32,11 +35,12 @@ def list_mixers(config: ListConfig) -> int:
     import effarch.mixers  # noqa: F401  (registers)
     from effarch import registry
     from effarch.eval.table import Column, Table, size
+    from effarch.mixers.base import MixerConfig
 
     if config.kind not in ("mixer", "channel"):
         raise UserError(f'kind: expected "mixer" or "channel", got "{config.kind}"')
     rows = []
-    for name, cls in registry.configs(config.kind).items():
+    for name, cls in cast(dict[str, type[MixerConfig]], registry.configs(config.kind)).items():
         tiny, dim = cls.tiny()
         flags = [flag for flag in ("causal", "recurrent", "fixed_length", "context_parallel") if getattr(cls, flag)]
         rows.append(
@@ -89,7 +93,12 @@ def generate(config: GenerateConfig) -> int:
 def verbs() -> dict[str, tuple[type[Config], Callable[..., int], str | None, str]]:
     """Schema, function, positional and description of every verb."""
     return {
-        "list": (ListConfig, list_mixers, None, "Lists every registered mixer; state sizes are those of its tiny() config."),
+        "list": (
+            ListConfig,
+            list_mixers,
+            None,
+            "Lists every registered mixer; state sizes are those of its tiny() config.",
+        ),
         "generate": (GenerateConfig, generate, "run", "Continues a prompt with the model of a run."),
     }
 

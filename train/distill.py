@@ -1,7 +1,8 @@
 """Distills a Transformer into a student with other mixers: ``python -m train.distill CONFIG.yaml [key=value ...]``.
 
-Teacher (trained, or reused), conversion, stages, the same student from scratch, and one table of them all. Repeating the command
-continues a run that was stopped. Exit codes: 0 done, 2 a mistake in the config, 143 (130) after SIGTERM (SIGINT) with everything saved.
+Teacher (trained, or reused), conversion, stages, the same student from scratch, and one table of them all. Repeating
+the command continues a run that was stopped. Exit codes: 0 done, 2 a mistake in the config, 143 (130) after SIGTERM
+(SIGINT) with everything saved.
 """
 
 import sys
@@ -35,7 +36,9 @@ from train.results import Results, windowed
 class TeacherConfig(Config):
     """The Transformer to distill."""
 
-    path: str | None = pydantic.Field(None, description="folder of its run; trained there if missing; null: <output_dir>/teacher")
+    path: str | None = pydantic.Field(
+        None, description="folder of its run; trained there if missing; null: <output_dir>/teacher"
+    )
     steps: int = pydantic.Field(1000, gt=0, description="updates, if it is to be trained")
     model: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

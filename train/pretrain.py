@@ -1,7 +1,7 @@
 """Trains a language model on next tokens: ``python -m train.pretrain CONFIG.yaml [key=value ...]``.
 
-Repeating the command continues a run that was stopped. Exit codes: 0 done, 2 a mistake in the config, 143 (130) after SIGTERM (SIGINT)
-with everything saved.
+Repeating the command continues a run that was stopped. Exit codes: 0 done, 2 a mistake in the config, 143 (130) after
+SIGTERM (SIGINT) with everything saved.
 """
 
 import sys

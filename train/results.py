@@ -100,9 +100,7 @@ class Results:
         (new,) = generate(student, [ids], max_new_tokens=SAMPLE_TOKENS, sampling=sampling, stop_tokens=(EOS,))
         text = tokenizer.decode(new)
         write_atomic(self.folder / "sample.txt", prompt + text + "\n")
-        models = [
-            {"name": name, "reference": name == "teacher", **scores} for name, scores in self.models.items()
-        ]
+        models = [{"name": name, "reference": name == "teacher", **scores} for name, scores in self.models.items()]
         mixer = self.config.student.mixer.type_name
         write_report(
             self.folder,
@@ -144,5 +142,6 @@ def _summary(models: dict[str, dict[str, Any]]) -> str:
     share = f", {kl / converted:.0%} of what conversion left" if converted else ""
     return (
         f"The distilled student is {kl:.3f} bits per token from its teacher{share}, "
-        f"at {models[last]['bits_per_byte']:.3f} bits per byte against the teacher's {models['teacher']['bits_per_byte']:.3f}."
+        f"at {models[last]['bits_per_byte']:.3f} bits per byte "
+        f"against the teacher's {models['teacher']['bits_per_byte']:.3f}."
     )

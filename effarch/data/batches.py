@@ -6,7 +6,7 @@ So the data position is two integers, and no batch depends on processes, on rest
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -84,7 +84,7 @@ class Batches:
 
     def iterate(
         self, position: DataPosition = DataPosition(), *, prefetch: int = 2
-    ) -> Iterator[tuple[DataPosition, dict[str, np.ndarray]]]:
+    ) -> Generator[tuple[DataPosition, dict[str, np.ndarray]]]:
         """Batches from a position on, for ever, each with its position.
 
         Args:

@@ -48,7 +48,7 @@ def plan(lengths: Iterable[int], seq_len: int) -> Plan:
     if seq_len < 2:
         raise ValueError(f"seq_len: expected at least 2, got {seq_len}")
     if (lengths < 1).any():
-        raise ValueError(f"lengths: expected at least 1 token per document, got {int(lengths.min())}")
+        raise ValueError(f"lengths: expected at least 1 token per document, got {int(np.min(lengths))}")
     whole, tails = np.divmod(lengths, seq_len)
     first_row = np.cumsum(whole) - whole
     rows = int(whole.sum())

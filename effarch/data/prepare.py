@@ -109,7 +109,7 @@ def _build(
     arrow = folder / "arrow"
     table = as_dataset(config.source, config.max_bytes, digest=inputs["digest"], cache_dir=arrow)
     groups, sizes = table["group"][:], np.asarray(table["size"][:], np.int64)
-    validation = np.asarray([group in held_out for group in groups])
+    validation = np.asarray([group in held_out for group in groups], bool)
     sets = {}
     with _progress(int(sizes.sum())) as advance:
         for name, members in (("train", np.flatnonzero(~validation)), ("validation", np.flatnonzero(validation))):

@@ -13,7 +13,7 @@ number of tokens back to its last appearance after the same prompt.
   lookups 99 %, copies 10 %].
 
 A row is filled with such documents, short and long, each beginning with ``bos``. Row ``i`` of a seed is a pure function
-of ``(seed, i)``: even rows are copies, odd rows lookups.
+of ``(seed, i)``: every fourth is a copy, the others are lookups.
 """
 
 import string
@@ -37,6 +37,7 @@ _MIN_DOCUMENT = 16  # what is left of a row is padding when it is shorter than t
 _SHORTEST = 4  # symbols of the shortest string that is copied
 _FEWEST = 3  # pairs of the smallest lookup
 KINDS = ("copy", "lookup")
+_CYCLE = (0, 1, 1, 1)  # kind of row i, modulo its length: lookups are what a small model learns first
 
 
 class RecallConfig(Config):
@@ -56,12 +57,17 @@ class RecallConfig(Config):
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
 
 
+def kind_of(index: int) -> str:
+    """The kind of row ``index`` of a stream, one of :data:`KINDS`."""
+    return KINDS[_CYCLE[index % len(_CYCLE)]]
+
+
 def recall_row(seed: tuple[int, ...], index: int, seq_len: int, symbols: int = 26) -> dict[str, np.ndarray]:
     """One recall row.
 
     Args:
       seed: integers >= 0 that name the stream.
-      index: >= 0, number of the row in the stream; its parity is its kind (see :data:`KINDS`).
+      index: >= 0, number of the row in the stream; :func:`kind_of` tells its kind.
       seq_len: tokens in the row, at least 32.
       symbols: size of the alphabet, 16 to 92 (see :class:`RecallConfig`).
 
@@ -75,12 +81,13 @@ def recall_row(seed: tuple[int, ...], index: int, seq_len: int, symbols: int = 2
     if seq_len < MIN_SEQ_LEN:
         raise UserError(f"data.recall: expected seq_len of at least {MIN_SEQ_LEN}, got {seq_len}")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, index])))
-    prompts = SYMBOLS[:symbols] if index % 2 == 0 else KEYS
+    copy = kind_of(index) == "copy"
+    prompts = SYMBOLS[:symbols] if copy else KEYS
     tokens, segment_ids, distance = np.zeros((3, seq_len), np.int32)
     start, segment = 0, 0
     while seq_len - start >= _MIN_DOCUMENT:
         room = seq_len - start - 1
-        text = _copy(rng, room, prompts) if index % 2 == 0 else _lookup(rng, room)
+        text = _copy(rng, room, prompts) if copy else _lookup(rng, room)
         segment += 1
         end = start + 1 + len(text)
         tokens[start], tokens[start + 1 : end] = BOS, text

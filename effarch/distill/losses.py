@@ -12,7 +12,7 @@ and one that the student cannot emit but the teacher would costs ``p * RANGE`` i
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from pydantic import Field, model_validator
 from effarch.config import Config
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int
+
+Number = TypeVar("Number", Array, float)
 
 RANGE = 1e6  # logits of 1e4 at temperature 0.05 differ by 4e5; float32 still resolves 0.06 here
 
@@ -64,7 +66,7 @@ class LogitLoss(Config):
         return self
 
 
-def bits(nats: Array | float) -> Array | float:
+def bits(nats: Number) -> Number:
     """Nats to bits."""
     return nats / math.log(2)
 

@@ -1,7 +1,7 @@
 """What is minimised, as functions for the training step: next tokens, hidden alignment, logits.
 
-Each maker takes the static graphs of its models and returns ``loss(params, rest, batch, rng, *frozen) -> (sum, weight, metrics)``;
-a teacher's parameters come in as ``frozen``.
+Each maker takes the static graphs of its models and returns
+``loss(params, rest, batch, rng, *frozen) -> (sum, weight, metrics)``; a teacher's parameters come in as ``frozen``.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ def next_token(graph: nnx.GraphDef, chunk: int = CHUNK) -> LossFn:
 def align(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: HiddenLoss) -> LossFn:
     """Every mixer of the student on the *teacher's* input of its layer, against the teacher's mixer output.
 
-    One pass over all layers: teacher and student stacks are scanned together, so that no layer's hidden states are kept for
-    later. The loss is averaged over layers; positions of real tokens count.
+    One pass over all layers: teacher and student stacks are scanned together, so that no layer's hidden states are
+    kept for later. The loss is averaged over layers; positions of real tokens count.
     """
 
     def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, frozen: PyTree) -> tuple:
@@ -48,7 +48,7 @@ def align(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: HiddenLoss) 
         ctx, _ = Context.of(*tokens.shape, segment_ids=segment_ids)
         mask = segment_ids > 0
 
-        def body(carry: tuple, layers: tuple[Block, Block]) -> tuple[tuple, tuple]:
+        def body(carry: tuple, layers: tuple[Block, ...]) -> tuple[tuple, tuple]:
             x, teacher_shared, student_shared = carry
             theirs = dataclasses.replace(ctx, shared=teacher_shared)
             after, _, theirs, shown = layers[0](x, None, theirs, ("mixer_out",))

@@ -1,7 +1,7 @@
 """From a Transformer to a student: the same model with other mixers, and everything that can be copied copied."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pydantic
 from flax import nnx
 
 from effarch.config import Config
-from effarch.mixers.base import MixerChoice
+from effarch.mixers.base import Mixer, MixerChoice, MixerConfig
 from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
 from effarch.models.block import Block, BlockConfig
 from effarch.models.lm import LM, LMConfig
@@ -21,15 +21,16 @@ Place = Literal["mixer", "teacher"]
 class StudentConfig(Config):
     """What replaces the teacher's attention, and where."""
 
-    mixer: MixerChoice = pydantic.Field("gated_deltanet", description="what replaces attention")
+    mixer: MixerChoice = pydantic.Field("gated_deltanet", validate_default=True, description="what replaces attention")
     pattern: Annotated[tuple[Place, ...], pydantic.Field(min_length=1)] = pydantic.Field(
         ("mixer",),
-        description='repeated over the layers: "mixer" replaces, "teacher" keeps; [mixer, mixer, mixer, teacher] is 3 to 1',
+        description='repeated over the layers: "mixer" replaces, "teacher" keeps; '
+        "[mixer, mixer, mixer, teacher] is 3 to 1",
     )
 
     @pydantic.field_validator("mixer")
     @classmethod
-    def _can_stand_in(cls, mixer: Config) -> Config:
+    def _can_stand_in(cls, mixer: MixerConfig) -> MixerConfig:
         if not mixer.stands_in_for_attention:
             raise ValueError(f"mixer: expected one that takes over attention's weights, got {mixer.type_name}")
         return mixer
@@ -53,21 +54,28 @@ def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
     return teacher.replace(pattern=tuple(blocks))
 
 
+class _StandIn(Protocol):
+    """A mixer whose config has ``stands_in_for_attention``."""
+
+    def from_attention(self, attention: Attention) -> Mixer: ...
+
+
 def _transfer_block(teacher: Block, student: Block) -> Block:
     student.mixer_norm = teacher.mixer_norm
     student.channel_norm = teacher.channel_norm
     student.channel = teacher.channel
     if isinstance(teacher.mixer, Attention) and type(teacher.mixer) is not type(student.mixer):
-        student.mixer = student.mixer.from_attention(teacher.mixer)
+        student.mixer = cast(_StandIn, student.mixer).from_attention(teacher.mixer)
     else:
         student.mixer = teacher.mixer
     return student
 
 
 def transfer(teacher: LM, student: LM) -> LM:
-    """A student with the teacher's embeddings, norms, channel mixers and head; its mixers take over attention's weights.
+    """A student with the teacher's embeddings, norms, channel mixers and head.
 
-    What has no counterpart (gates, decays, convolutions) keeps the student's initial values. Pure: call it under ``jax.jit``.
+    Its mixers take over attention's weights. What has no counterpart (gates, decays, convolutions) keeps the
+    student's initial values. Pure: call it under ``jax.jit``.
 
     Args:
       teacher: the model to copy from. student: freshly initialised from :func:`student_config`.

@@ -13,7 +13,7 @@ from typing import Any
 COLORS = 8
 INK, MUTED, GRID = "#010101", "#010102", "#010103"  # stand-ins that `_svg` replaces by the variables of the page
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {f"#0202{i:02x}": f"--c{i}" for i in range(COLORS)}
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib lists the keys it takes as a type
     "svg.hashsalt": "effarch",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,6 +13,8 @@ from effarch.distill.chunked import token_kl, token_scores
 from effarch.distill.losses import bits
 from effarch.models.lm import LM
 from effarch.typing import Array, PyTree
+
+Batch = Mapping[str, Array | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +57,14 @@ def _token_scores(graph: nnx.GraphDef, params: PyTree, teacher_graph, teacher_pa
     return scores
 
 
-def score_tokens(lm: LM, batch: Mapping[str, Array], teacher: LM | None = None) -> dict[str, np.ndarray]:
-    """``nll`` (nats), ``correct``, ``mask`` and with a teacher ``kl`` (nats) of every position's next token, ``[B, T]``."""
+def score_tokens(lm: LM, batch: Batch, teacher: LM | None = None) -> dict[str, np.ndarray]:
+    """``[B, T]`` of every position's next token: ``nll`` (nats), ``correct``, ``mask``; with a teacher ``kl``, nats."""
     graph, params = nnx.split(lm)
     teacher_graph, teacher_params = (None, None) if teacher is None else nnx.split(teacher)
     return jax.tree.map(np.asarray, _token_scores(graph, params, teacher_graph, teacher_params, dict(batch)))
 
 
-def text_scores(lm: LM, batches: Iterable[Mapping[str, Array]], *, bytes_below: int = 256, teacher: LM | None = None):
+def text_scores(lm: LM, batches: Iterable[Batch], *, bytes_below: int = 256, teacher: LM | None = None):
     """:class:`TextScores` over batches of text rows; ids below ``bytes_below`` are bytes of the text.
 
     Raises:
@@ -84,7 +85,7 @@ def text_scores(lm: LM, batches: Iterable[Mapping[str, Array]], *, bytes_below: 
     return TextScores(bits(nats / text), bits(kl / tokens) if teacher is not None else None)
 
 
-def recall_scores(lm: LM, batches: Iterable[Mapping[str, Array]], window: int) -> RecallScores:
+def recall_scores(lm: LM, batches: Iterable[Batch], window: int) -> RecallScores:
     """:class:`RecallScores` over batches of recall rows, which carry the ``distance`` of each answer token.
 
     Args:

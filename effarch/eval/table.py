@@ -59,7 +59,7 @@ class Column:
         """``value`` as text; None and NaN are missing."""
         if value is None or value != value:
             return MISSING
-        return self.format(value) if callable(self.format) else format(value, self.format)
+        return format(value, self.format) if isinstance(self.format, str) else self.format(value)
 
     @property
     def heading(self) -> str:

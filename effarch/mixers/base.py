@@ -99,8 +99,8 @@ class MixerConfig(Config):
     def matching(self, attention: "MixerConfig") -> Self:
         """This config with the head layout and rotary base of an attention config, where its own are the defaults.
 
-        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values. A value
-        that differs from the default was chosen, and stays.
+        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values. A
+        value that differs from the default was chosen, and stays.
         """
         sizes = {
             "num_heads": getattr(attention, "num_heads", None),

@@ -146,7 +146,10 @@ class GatedDeltaNetMixer(Mixer):
         return y, None if state is None else (s, conv_state), ctx
 
     def from_attention(self, attention: Attention) -> Self:
-        """q, k, v and o of the teacher, its key heads repeated; convolutions vanish but for their silu. Returns self."""
+        """q, k, v and o of the teacher, its key heads repeated; convolutions vanish but for their silu.
+
+        Returns self.
+        """
         for name in ("q", "k", "v"):
             mine, kernel = getattr(self, name).kernel, getattr(attention.qkv, name).kernel[...]
             copy_kernel(mine, expand_heads(kernel, mine.shape[-2]), name)

@@ -3,8 +3,8 @@
     S_t = g_h S_{t-1} + k_t v_t^T        o_t = S_t^T q_t        g_h = 1 - 2^(-5-h)
     y_t = W_o (RMSNorm_head(o_t) * silu(W_g x_t))
 
-q and k are rotated (halves, as in flash-linear-attention) and q is scaled by K^-1/2. One learned norm weight per value channel, where
-the authors have none.
+q and k are rotated (halves, as in flash-linear-attention) and q is scaled by K^-1/2. One learned norm weight per
+value channel, where the authors have none.
 """
 
 from typing import ClassVar, Self

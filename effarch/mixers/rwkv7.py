@@ -1,7 +1,7 @@
 """RWKV-7 "Goose" (2503.14456): time mix and channel mix.
 
     S_t = (Diag(w_t) - (eta_t * kk_t) kk_t^T) S_{t-1} + k~_t v_t^T        o_t = S_t^T r_t
-    log w = -e^(-1/2) sigmoid(w0 + tanh(x_w W1) W2)        kk = k * xi / |k * xi|        k~ = k * (1 + (eta - 1) * alpha)
+    log w = -e^(-1/2) sigmoid(w0 + tanh(x_w W1) W2)      kk = k * xi / |k * xi|      k~ = k * (1 + (eta - 1) * alpha)
     y_t = W_o ((GroupNorm(o_t) + (r_t . (k~_t * r_k)) v_t) * gate_t)
 
 Each input is a lerp of x_t and x_{t-1}. v is mixed with the first layer's value, which crosses layers in the context as
@@ -95,7 +95,6 @@ class RWKV7Mixer(Mixer):
             )
         self.config = config
         self.dtype = layer.dtype
-        self.first = layer.first
         heads, width = config.num_heads, config.head_dim
         channel = jnp.arange(dim, dtype=jnp.float32) / dim
         rest = 1.0 - layer.index / layer.count
@@ -125,7 +124,7 @@ class RWKV7Mixer(Mixer):
 
     def _value(self, x: Array, heads: tuple[int, ...], ctx: Context) -> tuple[Array, Context]:
         v = self.v(x)
-        if self.first:
+        if self.value is None:  # the first layer
             return v, ctx.share(value_first=v)
         amount = jax.nn.sigmoid(self.value(x)).reshape(heads)
         return v + (ctx.shared["value_first"] - v) * amount, ctx
@@ -157,7 +156,10 @@ class RWKV7Mixer(Mixer):
         return y, None if state is None else (s, last), ctx
 
     def from_attention(self, attention: Attention) -> Self:
-        """r, k, v and o of the teacher (r takes the K^-1/2 of its scores), no token shift; the rest is new. Returns self."""
+        """r, k, v and o of the teacher (r takes the K^-1/2 of its scores), no token shift; the rest is new.
+
+        Returns self.
+        """
         for mine, theirs, scale in (("r", "q", self.config.head_dim**-0.5), ("k", "k", 1.0), ("v", "v", 1.0)):
             kernel = expand_heads(getattr(attention.qkv, theirs).kernel[...], self.config.num_heads)
             copy_kernel(getattr(self, mine).kernel, scale * kernel, mine)

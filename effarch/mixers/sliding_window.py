@@ -2,8 +2,9 @@
 
     o_t = softmax over s in (t - w, t] and the first sinks of the document
 
-With the weights of a full-attention teacher this needs no training, and is the baseline that every conversion must beat. Positions
-count inside the cache: beyond the window, sinks stand at the distance they have there, min(t, w + sinks - 1) - s.
+With the weights of a full-attention teacher this needs no training, and is the baseline that every conversion must
+beat. Positions count inside the cache: beyond the window, sinks stand at the distance they have there,
+min(t, w + sinks - 1) - s.
 """
 
 from typing import ClassVar, Self
@@ -46,6 +47,8 @@ class SlidingWindow(SoftmaxAttention):
 
 class SlidingWindowMixer(Attention):
     """The module; see the file. Its state is a ring buffer."""
+
+    config: SlidingWindow
 
     def init_state(self, batch_size: int, max_length: int) -> RingCache:
         c = self.config

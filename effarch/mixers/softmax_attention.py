@@ -38,7 +38,7 @@ class SoftmaxAttention(MixerConfig):
             raise ValueError(f"num_kv_heads: expected a divisor of num_heads {self.num_heads}, got {self.num_kv_heads}")
         return self
 
-    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "SoftmaxAttentionMixer":
+    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "Attention":
         return SoftmaxAttentionMixer(self, dim, layer=layer, rngs=rngs)
 
     def flops(self, dim: int, time: int) -> int:
@@ -76,7 +76,7 @@ class Attention(Mixer):
     def project(self, x: Array) -> tuple[Array, Array, Array]:
         """q, k, v before rotation."""
         q, k, v = self.qkv(x)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 

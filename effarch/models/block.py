@@ -15,8 +15,10 @@ TAPS = ("mixer_in", "mixer_out", "block_in", "block_out")
 class BlockConfig(Config):
     """Which mixers a layer has."""
 
-    mixer: MixerChoice = pydantic.Field("softmax_attention", description="the sequence mixer")
-    channel: ChannelChoice | None = pydantic.Field("swiglu", description="the channel mixer; null: none")
+    mixer: MixerChoice = pydantic.Field("softmax_attention", validate_default=True, description="the sequence mixer")
+    channel: ChannelChoice | None = pydantic.Field(
+        "swiglu", validate_default=True, description="the channel mixer; null: none"
+    )
 
 
 def make_norm(kind: str, dim: int, eps: float) -> RMSNorm | LayerNorm:
@@ -52,7 +54,7 @@ class Block(nnx.Module):
         mixer_in = self.mixer_norm(x)
         mixer_out, mixer_state, ctx = self.mixer(mixer_in, mixer_state, ctx)
         y = x + mixer_out
-        if self.channel is not None:
+        if self.channel is not None and self.channel_norm is not None:
             channel_out, channel_state, ctx = self.channel(self.channel_norm(y), channel_state, ctx)
             y = y + channel_out
         shown = {"mixer_in": mixer_in, "mixer_out": mixer_out, "block_in": x, "block_out": y}

@@ -1,4 +1,7 @@
-"""Generation: prefill, then one compiled loop of single tokens with constant memory, for prompts of different lengths."""
+"""Generation: prefill, then one compiled loop of single tokens with constant memory.
+
+Prompts may have different lengths.
+"""
 
 import dataclasses
 from collections.abc import Sequence

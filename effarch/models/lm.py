@@ -95,7 +95,10 @@ class Output:
 
 
 class LM(nnx.Module):
-    """A decoder language model. Initialisation of a layer depends on its index and the seed, not on how layers are held."""
+    """A decoder language model.
+
+    Initialisation of a layer depends on its index and the seed, not on how layers are held.
+    """
 
     def __init__(self, config: LMConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config

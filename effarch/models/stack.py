@@ -124,8 +124,8 @@ Body = Callable[[PyTree, tuple[Block, ...]], tuple[PyTree, PyTree]]
 def scan_layers(body: Body, carry: PyTree, stacks: Sequence[Stack], *, remat: str = "none") -> tuple[PyTree, PyTree]:
     """Runs ``body(carry, (layer of each stack)) -> (carry, y)`` over stacks of the same depth, together.
 
-    The structure of the carry may change in the unrolled prefix only (values that cross layers begin there). Stacks whose layouts differ
-    are laid out anew, which copies their parameters.
+    The structure of the carry may change in the unrolled prefix only (values that cross layers begin there). Stacks
+    whose layouts differ are laid out anew, which copies their parameters.
 
     Args:
       body: one layer. carry: what goes from layer to layer. stacks: of one depth.

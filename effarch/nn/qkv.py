@@ -1,5 +1,7 @@
 """Query, key and value projections with grouped heads, and the projection back."""
 
+from functools import partial
+
 from flax import nnx
 
 from effarch.nn.linear import Linear
@@ -17,10 +19,10 @@ class QKV(nnx.Module):
     def __init__(
         self, dim: int, *, heads: int, kv_heads: int, key_dim: int, value_dim: int, bias: bool = False, rngs: nnx.Rngs
     ) -> None:
-        into = {"axes": ("embed", "heads", "head_dim"), "bias": bias, "rngs": rngs}
-        self.q = Linear(dim, (heads, key_dim), **into)
-        self.k = Linear(dim, (kv_heads, key_dim), **into)
-        self.v = Linear(dim, (kv_heads, value_dim), **into)
+        into = partial(Linear, dim, axes=("embed", "heads", "head_dim"), bias=bias, rngs=rngs)
+        self.q = into((heads, key_dim))
+        self.k = into((kv_heads, key_dim))
+        self.v = into((kv_heads, value_dim))
         self.o = Linear((heads, value_dim), dim, axes=("heads", "head_dim", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:

@@ -1,7 +1,7 @@
 """Rotary position embedding (2104.09864); angles always in float32."""
 
-import numpy as np
 import jax.numpy as jnp
+import numpy as np
 
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int

@@ -1,7 +1,7 @@
 """What looks a few tokens back: the short causal convolution and the token shift.
 
-Both see the last real tokens of the same document only: padding is skipped, a new document starts from zeros, and what the next
-call needs is carried in a state of the last real tokens.
+Both see the last real tokens of the same document only: padding is skipped, a new document starts from zeros, and
+what the next call needs is carried in a state of the last real tokens.
 """
 
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ def causal_conv(
     segments = as_segments(segment_ids)
     views, state, moved = _lookback(x, taps - 1, state, segments)
     weight = weight.astype(x.dtype)
-    y = sum(view * weight[None, taps - 1 - ago, None, :] for ago, view in enumerate(views))
+    taken = (view * weight[None, taps - 1 - ago, None, :] for ago, view in enumerate(views))
+    y = sum(taken, start=jnp.zeros((), x.dtype))
     if bias is not None:
         y = y + bias.astype(x.dtype)[None, None, :]
     y = y if moved is None else spread(y, moved)

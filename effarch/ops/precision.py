@@ -1,8 +1,8 @@
 """The precision policy of the ops, in one place.
 
-States, decay sums, softmax and inverses live in ``promote(float32, inputs)``. A product of float32 (or float64) arrays runs at
-``Precision.HIGHEST``: what TPUs and recent GPUs call float32 is not, by default. A product of two low-precision arrays keeps
-them as they are and accumulates in float32.
+States, decay sums, softmax and inverses live in ``promote(float32, inputs)``. A product of float32 (or float64)
+arrays runs at ``Precision.HIGHEST``: what TPUs and recent GPUs call float32 is not, by default. A product of two
+low-precision arrays keeps them as they are and accumulates in float32.
 """
 
 import jax
@@ -21,8 +21,19 @@ def accumulator(*arrays: Array) -> jnp.dtype:
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Batched matrix product ``a @ b`` under the policy above, in the accumulator's dtype. Batch dims of 1 broadcast."""
+    """Batched matrix product ``a @ b`` under the policy above, in the accumulator's dtype.
+
+    Batch dims of 1 broadcast.
+    """
     dtype = accumulator(a, b)
+    # Leading batch dims become one: backends lay out few dims better, and jaxlib 0.10's CPU crashes on some of many.
+    same = 0
+    while same < a.ndim - 2 and a.shape[same] == b.shape[same]:
+        same += 1
+    lead = a.shape[:same]
+    a, b = (x.reshape(-1, *x.shape[same:]) for x in (a, b))
     if a.dtype == b.dtype and a.dtype != dtype:
-        return jnp.matmul(a, b, preferred_element_type=dtype)
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+        product = jnp.matmul(a, b, preferred_element_type=dtype)
+    else:
+        product = jnp.matmul(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+    return product.reshape(*lead, *product.shape[1:])

@@ -1,7 +1,7 @@
 """The elementwise linear scan ``h_t = a_t (.) h_{t-1} + b_t``: RG-LRU, HGRN, minGRU, Mamba-1.
 
-Gates are formed inside checkpointed chunks and outputs read there, so that neither [T, width] gates nor the states of all tokens
-(Mamba-1: T x D x N) exist at once. O(T) time, one state per chunk kept for the backward pass.
+Gates are formed inside checkpointed chunks and outputs read there, so that neither [T, width] gates nor the states of
+all tokens (Mamba-1: T x D x N) exist at once. O(T) time, one state per chunk kept for the backward pass.
 """
 
 import math

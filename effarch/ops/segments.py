@@ -7,6 +7,7 @@ not the one the state came from starts at run 2, so the state is never read.
 
 import dataclasses
 from functools import partial
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,16 @@ class Segments:
         return jnp.maximum(self.run.max(axis=1), 1)
 
 
+@overload
+def as_segments(segment_ids: None, *, last_segment: Array | None = None, length: Array | None = None) -> None: ...
+@overload
+def as_segments(
+    segment_ids: Array | Segments, *, last_segment: Array | None = None, length: Array | None = None
+) -> Segments: ...
+@overload
+def as_segments(
+    segment_ids: Array | Segments | None, *, last_segment: Array | None = None, length: Array | None = None
+) -> Segments | None: ...
 def as_segments(
     segment_ids: "Int[Array, 'B T'] | Segments | None",
     *,

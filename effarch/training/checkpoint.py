@@ -9,7 +9,7 @@ import gc
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,10 +53,8 @@ class Checkpoints:
         with _explain(f"{self._folder}: cannot keep checkpoints here"):
             for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)  # orbax would, too, but some time later
-            self._orbax = ocp.training.Checkpointer(
-                self._folder.absolute(),
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            )
+            policy: Any = ocp.training.preservation_policies.LatestN(keep)  # which orbax's own protocol does not admit
+            self._orbax = ocp.training.Checkpointer(str(self._folder.absolute()), preservation_policy=policy)
         self._written = self.latest()
 
     def latest(self) -> int | None:
@@ -85,7 +83,11 @@ class Checkpoints:
         if step == self._written or not (force or step % self._every == 0):
             return False
         arrays = trees.flatten(state)
-        note = {"position": [int(n) for n in position], "metadata": metadata, "sums": trees.checksums(arrays)}
+        note: dict[str, Any] = {
+            "position": [int(n) for n in position],
+            "metadata": metadata,
+            "sums": trees.checksums(arrays),
+        }
         with _explain(f"{self._folder}: a checkpoint could not be written"):
             self._orbax.save_checkpointables_async(step, {_STATE: arrays}, force=True, custom_metadata=note)
         self._written = step
@@ -183,7 +185,7 @@ def _root(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _explain(what: str) -> Iterator[None]:
+def _explain(what: str) -> Generator[None]:
     """Turns whatever orbax raises, logs and prints (a dozen types, hundreds of lines) into one line."""
     reason, disabled, hooks = "", logging.root.manager.disable, (sys.excepthook, sys.unraisablehook)
     logging.disable(logging.CRITICAL)
@@ -207,7 +209,7 @@ def _explain(what: str) -> Iterator[None]:
 
 def _read_note(folder: Path) -> dict[str, Any]:
     with _explain(f"{folder}: the checkpoint cannot be read"):
-        note = ocp.checkpointables_metadata(folder.absolute()).custom_metadata
+        note = ocp.checkpointables_metadata(str(folder.absolute())).custom_metadata
         if not isinstance(note, dict) or set(note) != {"position", "metadata", "sums"}:
             raise ValueError("its metadata is damaged or not ours")
         return note
@@ -217,7 +219,7 @@ def _read_arrays(folder: Path, tree: T, sums: dict[str, int], *, whole: bool) ->
     """Restores the arrays of ``tree``; with ``whole`` the checkpoint must hold nothing else."""
     targets = {name: trees.target(x) for name, x in trees.flatten(tree).items()}
     with _explain(f"{folder}: the checkpoint cannot be read"):
-        stored = ocp.checkpointables_metadata(folder.absolute()).metadata.get(_STATE)
+        stored = ocp.checkpointables_metadata(str(folder.absolute())).metadata.get(_STATE)
         if stored is None:
             raise ValueError("its list of arrays is damaged or missing")
         lines = trees.differences(stored, targets, whole=whole)
@@ -226,7 +228,7 @@ def _read_arrays(folder: Path, tree: T, sums: dict[str, int], *, whole: bool) ->
         context = ocp.Context()
         context.pytree.loading.partial_load = not whole
         with context:
-            arrays = ocp.load_checkpointables(folder.absolute(), {_STATE: targets})[_STATE]
+            arrays = ocp.load_checkpointables(str(folder.absolute()), {_STATE: targets})[_STATE]
         found = trees.checksums(arrays)
         damaged = [name for name in targets if found[name] != sums[name]]
         if damaged:

@@ -3,6 +3,7 @@
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 from effarch.config import UserError
 
@@ -27,7 +28,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -129,7 +129,7 @@ class Throughput:
 
 
 @contextlib.contextmanager
-def progress(total: int, description: str, start: int = 0) -> Iterator[Callable[..., None]]:
+def progress(total: int, description: str, start: int = 0) -> Generator[Callable[..., None]]:
     """A progress bar on a terminal, elsewhere a line every tenth of the way, on stderr.
 
     Args:

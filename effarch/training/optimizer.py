@@ -5,13 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from pydantic import Field
 
 from effarch.config import Config, UserError
 from effarch.parallel.sharding import is_variable
-from effarch.typing import Array, Float, Int, PyTree
+from effarch.typing import Array, Float, PyTree
 
-Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
+Schedule = Callable[[ArrayLike], Float[Array, ""]]
 
 
 class OptimizerConfig(Config):
@@ -34,7 +35,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     if config.warmup_steps > steps:
         raise UserError(f"warmup_steps: expected at most steps = {steps}, got {config.warmup_steps}")
 
-    def schedule(count: int | Int[Array, ""]) -> Float[Array, ""]:
+    def schedule(count: ArrayLike) -> Float[Array, ""]:
         n = jnp.asarray(count, jnp.float32)
         warm = jnp.minimum((n + 1) / max(config.warmup_steps, 1), 1)
         decayed = jnp.clip((n - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0, 1)
@@ -74,8 +75,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientT
         optax.scale_by_learning_rate(schedule),
     )
 
-    def update(grads: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by integer counts
-            return tx.update(grads, state, params)
+            return tx.update(updates, state, params)
 
     return optax.GradientTransformation(tx.init, update), schedule

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def make_state(params: PyTree, rest: PyTree, tx: optax.GradientTransformation, s
 def state_shardings(state: TrainState, tx: optax.GradientTransformation, rules: axes.Rules) -> TrainState:
     """The sharding of every array of a state (abstract or not), in the state's own structure."""
     params = sharding.variable_shardings(state.params, rules)
-    whole = sharding.replicated(rules)
+    whole: Any = sharding.replicated(rules)
     return TrainState(
         step=whole,
         params=params,

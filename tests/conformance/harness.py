@@ -37,7 +37,10 @@ class Subject:
         return cls(kind, name, config, dim, graph)
 
     def parameters(self, dtype=jnp.float32):
-        """Initial values plus noise: zeros at the start (an output projection, a gate) would hide what stands behind."""
+        """Initial values plus noise.
+
+        Zeros at the start (an output projection, a gate) would hide what stands behind.
+        """
         return _cast(_noisy(self.config, self.dim), dtype)
 
     def needs(self, **flags: Any) -> None:

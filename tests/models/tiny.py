@@ -13,6 +13,7 @@ from effarch.models.block import BlockConfig
 from effarch.models.lm import LM, LMConfig, make_lm
 
 DIM, VOCAB = 32, 61
+FAST = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
 CHANNELS = {"rwkv7": "rwkv7_channel"}  # the others: SwiGLU
 
 
@@ -30,19 +31,21 @@ def config(*names: str, layers: int, **changes) -> LMConfig:
     return LMConfig(vocab_size=VOCAB, dim=DIM, num_layers=layers, pattern=pattern, **changes)
 
 
+def initialised(config: LMConfig) -> LM:
+    """``make_lm``, compiled."""
+    return jax.jit(partial(make_lm, config), compiler_options=FAST)()
+
+
 @lru_cache
 def split(config: LMConfig):
     """Graph and parameters of a model: initial values plus noise, for zeros would hide what stands behind them."""
-    graph, abstract = nnx.split(jax.eval_shape(partial(make_lm, config)))
+    graph, params = nnx.split(initialised(config))
+    rng = np.random.default_rng(1)
 
-    @jax.jit
-    def make():
-        leaves, tree = jax.tree.flatten(nnx.split(make_lm(config))[1])
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        noise = [0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(tree, [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)])
+    def noisy(x):
+        return jnp.asarray(np.asarray(x) + 0.15 * rng.normal(size=x.shape), x.dtype)
 
-    return graph, make()
+    return graph, jax.tree.map(noisy, params)
 
 
 def model(config: LMConfig) -> LM:
@@ -55,16 +58,15 @@ def tokens(batch: int, time: int, seed: int = 0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, time)), jnp.int32)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=FAST)
 def hidden(graph, form, taps, params, tokens, state, segment_ids):
     """``LM.hidden``, compiled."""
     return nnx.merge(graph, params).hidden(tokens, state, segment_ids=segment_ids, form=form, taps=taps)
 
 
-@jax.jit
-def unstack(lm: LM):
-    """Graph and parameters with every layer apart."""
-    return lm.unstacked()
+def unstack(lm: LM) -> LM:
+    """``LM.unstacked``, compiled."""
+    return jax.jit(lambda lm: lm.unstacked(), compiler_options=FAST)(lm)
 
 
 def same_bits(actual, expected) -> bool:

@@ -42,7 +42,10 @@ def test_convolution_is_the_loop(taps, time):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pieces_with_carried_state_are_the_whole(seed):
-    """Any split, any documents: the state belongs to run 1, ids of the second piece say whether its document goes on."""
+    """Any split, any documents.
+
+    The state belongs to run 1, ids of the second piece say whether its document goes on.
+    """
     rng = np.random.default_rng(seed)
     x, weight = jnp.asarray(rng.normal(size=(3, 24, 5))), jnp.asarray(rng.normal(size=(4, 5)))
     ids = np.array(random_segments(rng, 3, 24))

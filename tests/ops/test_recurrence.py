@@ -1,4 +1,6 @@
-"""The recurrence: the oracle against a quadratic form, every form against the oracle, decays from real models and worse."""
+"""The recurrence: the oracle against a quadratic form, every form against the oracle, decays from real models and
+worse.
+"""
 
 from functools import lru_cache, partial
 
@@ -113,7 +115,9 @@ def test_short_and_exact_lengths_without_segments(name, time, form):
 
 
 def sweeps(rng, shape):
-    """Every decay of the sweep: everywhere, on alternate tokens, on the first or last of each chunk, mixed over heads."""
+    """Every decay of the sweep: everywhere, on alternate tokens, on the first or last of each chunk, mixed over
+    heads.
+    """
     for decay in SWEEP:
         everywhere = np.full(shape, decay)
         alternate = everywhere.copy()

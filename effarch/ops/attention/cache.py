@@ -6,6 +6,7 @@ run is not the carried one (run 1) starts anew. Keys are stored as the caller ro
 
 import dataclasses
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +86,10 @@ class RingCache:
         return LeftContext(self.k, self.v, self.position, self.sink_k, self.sink_v, self.length)
 
 
-def append(
-    cache: KVCache | RingCache, k: Float[Array, "B T Hk D"], v: Float[Array, "B T Hk V"], segments=None
-) -> KVCache | RingCache:
+Cache = TypeVar("Cache", KVCache, RingCache)
+
+
+def append(cache: Cache, k: Float[Array, "B T Hk D"], v: Float[Array, "B T Hk V"], segments=None) -> Cache:
     """The cache after a chunk: the tokens of each row's last run written to the slots of their positions.
 
     Args:
@@ -125,13 +127,13 @@ def attend(
     q: Float[Array, "B T Hq D"],
     k: Float[Array, "B T Hk D"],
     v: Float[Array, "B T Hk V"],
-    cache: KVCache | RingCache,
+    cache: Cache,
     segments: Int[Array, "B T"] | Segments | None = None,
     *,
     form: str = "chunkwise",
     scale: float | None = None,
     q_sink: Float[Array, "B T Hq D"] | None = None,
-) -> tuple[Float[Array, "B T Hq V"], KVCache | RingCache]:
+) -> tuple[Float[Array, "B T Hq V"], Cache]:
     """Causal attention of a chunk to the carried keys and to itself, and the next cache.
 
     A chunk of one token writes its slot and then reads the cache, in any form. Attention over a `RingCache` is that of
@@ -164,22 +166,22 @@ def attend(
     if q.shape[1] == 1:
         run = segments.real.astype(jnp.int32)
         q = zero_padding(q, run)
-        if isinstance(cache, KVCache):
+        if isinstance(after, KVCache):
             return zero_padding(_read(q, after, run, segments.position, scale), run), after
         q_sink = q if q_sink is None else zero_padding(q_sink, run)
         return zero_padding(_read_ring(q, q_sink, after, run, segments.position, scale), run), after
     if isinstance(cache, RingCache):
         window, sinks = cache.k.shape[1], cache.sink_k.shape[1]
         form = "chunkwise" if form == "chunkwise" else "parallel"
-        options = {"window": window, "sinks": sinks, "q_sink": q_sink, "left": cache.left, "form": form}
-        return window_attention(q, k, v, segment_ids=segments, scale=scale, **options), after
+        ring = partial(window_attention, window=window, sinks=sinks, left=cache.left, form=form)
+        return ring(q, k, v, q_sink=q_sink, segment_ids=segments, scale=scale), after
     slot, filled = _slots(cache)
     keys, values = (jnp.concatenate([a.astype(b.dtype), b], axis=1) for a, b in ((cache.k, k), (cache.v, v)))
     run_k = jnp.concatenate([filled, segments.run], axis=1)
     position_k = jnp.concatenate([slot, segments.position], axis=1)
     visibility = Visibility(segments.run, segments.position, run_k, position_k)
-    form = blockwise_attention if form == "chunkwise" else attention
-    return form(q, keys, values, visibility=visibility, scale=scale), after
+    compute = blockwise_attention if form == "chunkwise" else attention
+    return compute(q, keys, values, visibility=visibility, scale=scale), after
 
 
 def _read(q: Array, cache: KVCache, run: Array, position: Array, scale: float) -> Float[Array, "B 1 Hq V"]:

@@ -50,8 +50,8 @@ def linear_recurrence(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """``S_t = A_t S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t``.
 
-    Never scales q. Hq and Hk divide H; shared heads are not repeated in memory. Under rules that split "time" over a mesh axis,
-    the chunkwise form runs on each device's own tokens and exchanges one affine map per device.
+    Never scales q. Hq and Hk divide H; shared heads are not repeated in memory. Under rules that split "time" over a
+    mesh axis, the chunkwise form runs on each device's own tokens and exchanges one affine map per device.
 
     Args:
       q, k, v: queries, keys, values.
@@ -67,7 +67,8 @@ def linear_recurrence(
       Outputs in v's dtype (0 at padding), and the state after the last token.
 
     Raises:
-      ValueError: names the argument, what was expected and what was given. A positive log-decay is found outside jit only.
+      ValueError: names the argument, what was expected and what was given. A positive log-decay is found outside jit
+        only.
     """
     if form not in FORMS:
         raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")

@@ -1,8 +1,8 @@
 """The recurrence over a sequence that is split over devices.
 
-A device's shard is an affine map ``S -> M S + U``. The maps are gathered (their size does not depend on T), every device composes
-those before its own into the state it starts from, and then runs its shard as if it were alone. Left to the compiler, the
-sequence would be gathered instead.
+A device's shard is an affine map ``S -> M S + U``. The maps are gathered (their size does not depend on T), every
+device composes those before its own into the state it starts from, and then runs its shard as if it were alone. Left
+to the compiler, the sequence would be gathered instead.
 """
 
 import dataclasses
@@ -19,7 +19,9 @@ Core = Callable[[Inputs, Array], tuple[Array, Array]]
 
 
 def span(core: Core, inputs: Inputs, start: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """The affine map of these tokens: ``M [B, H, K, K]`` (``[B, H, K, 1]`` where it is diagonal) and ``U [B, H, K, V]``.
+    """The affine map of these tokens.
+
+    ``M [B, H, K, K]`` (``[B, H, K, 1]`` where it is diagonal) and ``U [B, H, K, V]``.
 
     Args:
       core: runs the tokens from a state. inputs: the tokens. start: makes a constant ready to be carried by ``core``.

@@ -1,13 +1,14 @@
 """Decays inside one chunk: between pairs of tokens, from its start, to its end.
 
-Everything is a *segment sum*, a sum of log-decays over the tokens in between, never the difference of two prefix sums, which
-cancels (a log-decay of -1e4 on alternate tokens leaves 5e-3 of error at C = 64). All exponents are <= 0 and are masked before
-the exponential, so neither values nor gradients overflow.
+Everything is a *segment sum*, a sum of log-decays over the tokens in between, never the difference of two prefix
+sums, which cancels (a log-decay of -1e4 on alternate tokens leaves 5e-3 of error at C = 64). All exponents are <= 0
+and are masked before the exponential, so neither values nor gradients overflow.
 
 Shapes: a chunk holds ``[B, G, R, C, .]``: G groups of heads that share q and k, R heads in each; dims of 1 broadcast.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -49,8 +50,13 @@ class Masks:
         )
 
 
-def _where(mask: Array | None, x: Array) -> Array:
-    return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
+def _where(mask: Array, x: Array) -> Array:
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
+def _kept(masks: Masks | None, which: Literal["into", "out", "keep"], x: Array) -> Array:
+    """``x`` where the mask of that name is set, 0 elsewhere; ``x`` itself without masks."""
+    return x if masks is None else _where(getattr(masks, which), x)
 
 
 def _shift(x: Array, axis: int) -> Array:
@@ -122,7 +128,10 @@ class HeadDecay:
         return cls(jnp.exp(between), start, end, start[..., -1:, :], masks)
 
     def pairs(self, x: Array, y: Array, *, before: bool = False, strict: bool = False) -> Array:
-        """``<x_i, y_j>`` decayed from j to i, for j <= i; j < i if ``strict`` or ``before`` (i's own decay left out)."""
+        """``<x_i, y_j>`` decayed from j to i, for j <= i.
+
+        j < i if ``strict`` or ``before`` (i's own decay left out).
+        """
         between = _shift(self.between, -2) if before else self.between
         mask = _tril(x.shape[-2], strict or before)[None, None, None]
         if self.masks is not None:
@@ -134,15 +143,15 @@ class HeadDecay:
         start = self.start
         if before:
             start = jnp.concatenate([jnp.ones_like(start[..., :1, :]), start[..., :-1, :]], axis=-2)
-        return _where(self.masks and self.masks.into, dot(x.astype(state.dtype), state) * start)
+        return _kept(self.masks, "into", dot(x.astype(state.dtype), state) * start)
 
     def carry(self, state: Array) -> Array:
         """The state at the chunk's start, decayed to its end."""
-        return _where(self.masks and self.masks.keep, state * self.whole)
+        return _kept(self.masks, "keep", state * self.whole)
 
     def write(self, y: Array, values: Array) -> Array:
         """What the chunk adds to the state at its end: ``sum_j y_j values_j^T`` decayed from j."""
-        values = _where(self.masks and self.masks.out, values.astype(self.end.dtype) * self.end)
+        values = _kept(self.masks, "out", values.astype(self.end.dtype) * self.end)
         return dot(jnp.swapaxes(y, -1, -2).astype(values.dtype), values)
 
 
@@ -154,10 +163,10 @@ class ChannelDecay:
     formed; between two, ``x`` is decayed from the start of its own and ``y`` to that point, both exponents <= 0.
 
     Attributes:
-      inside: ``[B, G, R, S, s, s, K]`` factors of the pairs in a sub-block (S sub-blocks of s tokens).
-      head: ``[B, G, R, S, s, K]`` from the start of the sub-block up to and with the token.
+      inside: ``[Z, S, s, s, K]`` factors of the pairs in a sub-block (Z = B G R; S sub-blocks of s tokens).
+      head: ``[Z, S, s, K]`` from the start of the sub-block up to and with the token.
       head_before: the same without the token's own decay.
-      tail: ``[B, G, R, S, S, s, K]`` from token to the start of a later sub-block: [later, own, token].
+      tail: ``[Z, S, S, s, K]`` from token to the start of a later sub-block: [later, own, token].
       start, start_before, end: ``[B, G, R, C, K]`` relative to the chunk.
       whole: ``[B, G, R, K, 1]``.
       masks: runs of the chunk, or None.
@@ -176,10 +185,10 @@ class ChannelDecay:
     @classmethod
     def per_token(cls, log_decay: Float[Array, "B G R C K"], masks: Masks | None) -> "ChannelDecay":
         """From natural-log decays, 0 at padding."""
-        *batch, size, width = log_decay.shape
+        size, width = log_decay.shape[-2:]
         sub = min(SUB_BLOCK, size)
         count = size // sub
-        g = log_decay.reshape(*batch, count, sub, width)
+        g = log_decay.reshape(-1, count, sub, width)  # few dims: compilers lay them out better
         sums = jnp.moveaxis(segment_sums(jnp.moveaxis(g, -1, -2)), -3, -1)  # [.., S, s, s, K]
         head = jnp.cumsum(g, axis=-2)
         head_before = jnp.pad(head[..., :-1, :], [(0, 0)] * (g.ndim - 2) + [(1, 0), (0, 0)])
@@ -193,8 +202,7 @@ class ChannelDecay:
         gaps = _where(_lead(strictly, others[..., None, :, :], trailing=1), others[..., None, :, :]).sum(axis=-2)
         earlier = _where(past, others).sum(axis=-2)
         later = _where(jnp.swapaxes(past, -2, -3), others).sum(axis=-2)
-        flat = (*batch, size, width)
-        end = (tail + later[..., None, :]).reshape(flat)
+        flat = log_decay.shape
         return cls(
             inside=jnp.exp(sums),
             head=jnp.exp(head),
@@ -202,8 +210,8 @@ class ChannelDecay:
             tail=jnp.exp(tail[..., None, :, :, :] + gaps[..., None, :]),
             start=jnp.exp((head + earlier[..., None, :]).reshape(flat)),
             start_before=jnp.exp((head_before + earlier[..., None, :]).reshape(flat)),
-            end=jnp.exp(end),
-            whole=jnp.exp(totals.sum(axis=-2))[..., None],
+            end=jnp.exp((tail + later[..., None, :]).reshape(flat)),
+            whole=jnp.exp(totals.sum(axis=-2)).reshape(*flat[:-2], width, 1),
             masks=masks,
         )
 
@@ -212,17 +220,26 @@ class ChannelDecay:
         dtype = self.inside.dtype
         count, sub, width = self.head.shape[-3:]
         size = count * sub
-        x = x.astype(dtype).reshape(*x.shape[:-2], count, sub, width)
-        y = y.astype(dtype).reshape(*y.shape[:-2], count, sub, width)
-        inside = _shift(self.inside, -3) if before else self.inside
-        own = (x[..., :, None, :] * y[..., None, :, :] * inside).sum(axis=-1)  # [.., S, s, s]
-        past = y[..., None, :, :, :] * self.tail  # [.., S, S, s, K]
-        past = past.reshape(*past.shape[:-4], count, size, width)
-        across = dot(x * (self.head_before if before else self.head), jnp.swapaxes(past, -1, -2))
-        across = across.reshape(*across.shape[:-1], count, sub)  # [.., S, s, S, s]
-        own = own[..., :, :, None, :]
-        scores = jnp.where(_lead(jnp.eye(count, dtype=bool)[:, None, :, None], own), own, across)
-        scores = scores.reshape(*scores.shape[:-4], size, size)
+        mine = self.start.shape[:-2]
+        lead = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2], mine)
+
+        def fold(a: Array, given: tuple[int, ...]) -> Array:  # [*given, ...] -> [Z, ...]
+            rest = a.shape[len(given) :]
+            return jnp.broadcast_to(a, (*lead, *rest)).reshape(-1, *rest)
+
+        def shared(a: Array) -> Array:  # decays of fewer heads than x and y
+            return a if mine == lead else fold(a.reshape(*mine, *a.shape[1:]), mine)
+
+        x = fold(x.astype(dtype), x.shape[:-2]).reshape(-1, count, sub, width)
+        y = fold(y.astype(dtype), y.shape[:-2]).reshape(-1, count, sub, width)
+        inside = shared(_shift(self.inside, -3) if before else self.inside)
+        own = (x[:, :, :, None, :] * y[:, :, None, :, :] * inside).sum(axis=-1)  # [Z, S, s, s]
+        past = (y[:, None] * shared(self.tail)).reshape(-1, count, size, width)  # [Z, S, C, K]
+        across = dot(x * shared(self.head_before if before else self.head), jnp.swapaxes(past, -1, -2))
+        index = jnp.arange(size) // sub
+        same = (index[:, None] == index[None, :])[None]
+        scores = jnp.where(same, jnp.tile(own.reshape(-1, size, sub), (1, 1, count)), across.reshape(-1, size, size))
+        scores = scores.reshape(*lead, size, size)
         mask = _tril(size, strict or before)[None, None, None]
         if self.masks is not None:
             mask = mask & self.masks.pair
@@ -231,13 +248,13 @@ class ChannelDecay:
     def read(self, x: Array, state: Array, *, before: bool = False) -> Array:
         """As :meth:`HeadDecay.read`."""
         x = x.astype(state.dtype) * (self.start_before if before else self.start)
-        return dot(_where(self.masks and self.masks.into, x), state)
+        return dot(_kept(self.masks, "into", x), state)
 
     def carry(self, state: Array) -> Array:
         """As :meth:`HeadDecay.carry`."""
-        return _where(self.masks and self.masks.keep, state * self.whole)
+        return _kept(self.masks, "keep", state * self.whole)
 
     def write(self, y: Array, values: Array) -> Array:
         """As :meth:`HeadDecay.write`."""
-        y = _where(self.masks and self.masks.out, y.astype(self.end.dtype) * self.end)
+        y = _kept(self.masks, "out", y.astype(self.end.dtype) * self.end)
         return dot(jnp.swapaxes(y, -1, -2), values.astype(y.dtype))

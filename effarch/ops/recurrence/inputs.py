@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from effarch.ops.precision import accumulator
 from effarch.ops.recurrence.transitions import Constant, Delta, Diagonal, DiagonalPlusRankOne, Scalar, Transition
@@ -86,9 +87,10 @@ def _check_shape(name: str, x: Array, expected: tuple[int | None, ...], letters:
 
 
 def _check_decay(log_decay: Array) -> None:
-    if isinstance(log_decay, jax.core.Tracer):
+    if isinstance(log_decay, Tracer):
         return
-    largest = np.asarray(log_decay, np.float64).max(initial=0.0)  # in numpy: what is concrete stays so under a trace
+    # In numpy: what is concrete stays so under a trace.
+    largest = np.max(np.asarray(log_decay, np.float64), initial=0.0)
     if largest > 0:
         raise ValueError(f"log_decay: expected natural logarithms <= 0, got {largest:g}")
 
@@ -115,16 +117,15 @@ def prepare(
 
     beta = p = r = None
     kind = "decay"
-    log_decay = getattr(transition, "log_decay", None)
     per_head, per_channel = (batch, time, heads), (batch, time, None, width)
     match transition:
-        case Constant():
+        case Constant(log_decay):
             _check_shape("transition.log_decay", log_decay, (heads,), "[H]")
-        case Scalar():
+        case Scalar(log_decay):
             _check_shape("transition.log_decay", log_decay, per_head, "[B, T, H]")
-        case Diagonal():
+        case Diagonal(log_decay):
             _check_shape("transition.log_decay", log_decay, per_channel, "[B, T, Hg, K]")
-        case Delta(beta):
+        case Delta(beta, log_decay):
             kind = "delta"
             _check_shape("transition.beta", beta, per_head, "[B, T, H]")
             if log_decay is None:
@@ -133,7 +134,7 @@ def prepare(
                 _check_shape("transition.log_decay", log_decay, per_head, "[B, T, H]")
             else:
                 _check_shape("transition.log_decay", log_decay, per_channel, "[B, T, Hg, K]")
-        case DiagonalPlusRankOne(_, p, r):
+        case DiagonalPlusRankOne(log_decay, p, r):
             kind = "rank_one"
             for name, x in (("log_decay", log_decay), ("p", p), ("r", r)):
                 _check_shape(f"transition.{name}", x, per_channel, "[B, T, H*, K]")

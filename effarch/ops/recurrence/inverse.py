@@ -42,7 +42,8 @@ def _invert(a: Array) -> Array:
 def unit_lower_inverse(a: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
     """``(I + a)^-1`` for strictly lower triangular ``a``; what stands on and above the diagonal is not read.
 
-    Halves: ``[[X1, 0], [-X2 a21 X1, X2]]``. Stable where powers of ``a`` overflow. float32 or float64, HIGHEST precision.
+    Halves: ``[[X1, 0], [-X2 a21 X1, X2]]``. Stable where powers of ``a`` overflow. float32 or float64, HIGHEST
+    precision.
     """
     return _invert(a)
 

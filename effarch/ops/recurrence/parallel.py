@@ -38,7 +38,7 @@ def parallel(
     same = jnp.ones((batch, time, time), bool)
     into = out = jnp.ones((batch, time), bool)
     keep = jnp.ones((batch,), bool)
-    if inputs.run is not None:
+    if inputs.run is not None and inputs.carried is not None:
         run, first = inputs.run, inputs.carried[:, 0]
         last = jnp.maximum(run.max(axis=1), first)
         same = (run[:, :, None] == run[:, None, :]) & real[:, :, None]
@@ -58,11 +58,11 @@ def parallel(
         return jax.scipy.linalg.solve_triangular(eye + lower, rhs, lower=True, unit_diagonal=True)
 
     writes = [(k, v)]  # what is written along which vector
-    if inputs.kind == "delta":
+    if inputs.beta is not None:  # "delta"
         beta = jnp.moveaxis(inputs.beta, 1, 2).astype(state.dtype)[..., None]
         gram = beta * pairs(k, k, factors=after, strict=True)
         writes = [(k, solve(gram, beta * (v - read(k, after))))]
-    elif inputs.kind == "rank_one":
+    elif inputs.p is not None and inputs.r is not None:  # "rank_one"
         p, r = full(inputs.p), full(inputs.r)
         seen = _einsum("bhij,bhjv->bhiv", pairs(r, k, factors=previous, strict=True), v) + read(r, previous)
         writes.append((p, solve(-pairs(r, p, factors=previous, strict=True), seen)))

@@ -11,16 +11,8 @@ import jax
 from effarch.typing import Array, Float
 
 
-def _transition(cls):
-    names = [field.name for field in dataclasses.fields(cls)]
-    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
-
-
-_pytree = partial(dataclasses.dataclass, frozen=True)
-
-
-@_transition
-@_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["log_decay"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
 class Constant:
     """``A_t = a I``, one decay per head, the same for every token: linear attention (a = 1), RetNet, Lightning.
 
@@ -31,8 +23,8 @@ class Constant:
     log_decay: Float[Array, " H"]
 
 
-@_transition
-@_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["log_decay"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
 class Scalar:
     """``A_t = a_t I``: Mamba-2 (SSD), gated retention, mLSTM.
 
@@ -43,8 +35,8 @@ class Scalar:
     log_decay: Float[Array, "B T H"]
 
 
-@_transition
-@_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["log_decay"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
 class Diagonal:
     """``A_t = Diag(a_t)``: GLA, HGRN2, RWKV-5, RWKV-6.
 
@@ -55,22 +47,23 @@ class Diagonal:
     log_decay: Float[Array, "B T Hg K"]
 
 
-@_transition
-@_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["beta", "log_decay"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
 class Delta:
     """``A_t = (I - b_t k_t k_t^T) Diag(a_t)``, and the write is ``b_t k_t v_t^T``: DeltaNet, Gated DeltaNet, KDA.
 
     Attributes:
       beta: ``[B, T, H]`` write strength b_t, in (0, 1), or (0, 2) for negative eigenvalues (with unit k).
-      log_decay: ``[B, T, H]`` (one decay per head), ``[B, T, Hg, K]`` (per channel), or None (a = 1); natural log, <= 0.
+      log_decay: ``[B, T, H]`` (one decay per head), ``[B, T, Hg, K]`` (per channel), or None (a = 1);
+        natural log, <= 0.
     """
 
     beta: Float[Array, "B T H"]
     log_decay: Float[Array, "B T H"] | Float[Array, "B T Hg K"] | None = None
 
 
-@_transition
-@_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["log_decay", "p", "r"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
 class DiagonalPlusRankOne:
     """``A_t = Diag(a_t) + p_t r_t^T``: RWKV-7. r reads the state before this token's decay, p writes what was read.
 

@@ -1,0 +1,123 @@
+"""A whole distillation, tiny, in this process; and training on many devices."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import train.results
+from effarch.config import load, main
+from effarch.data.batches import Batches, DataPosition
+from effarch.data.prepare import prepare
+from effarch.distill.objectives import next_token
+from effarch.models.lm import make_lm
+from effarch.training.optimizer import make_optimizer
+from effarch.training.state import make_state
+from effarch.training.step import make_step
+from tests.tolerances import TOL, assert_close
+from tests.train import tiny
+from train.distill import DistillConfig
+from train.distill import run as run_distill
+from train.pretrain import PretrainConfig
+from train.pretrain import run as run_pretrain
+
+ROWS = [
+    "teacher",
+    "teacher, window 16 + 4 sinks",
+    "student, from scratch",
+    "student, converted",
+    "student, after align",
+    "student, after logits",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("distill")
+
+
+@pytest.fixture(scope="module")
+def files(root) -> str:
+    return tiny.corpus(root / "corpus")
+
+
+@pytest.fixture(autouse=True)
+def short_contexts(monkeypatch):
+    monkeypatch.setattr(train.results, "CONTEXTS", (96, 128))
+    monkeypatch.setattr(train.results, "SAMPLE_TOKENS", 8)
+
+
+def distill(root, files, *more: str) -> int:
+    return main(DistillConfig, run_distill, argv=tiny.distill(root, files, *more), prog="python -m train.distill")
+
+
+def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
+    assert distill(root, files) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ROWS)
+    folder = root / "runs" / "run"
+    names = {"config.yaml", "metrics.jsonl", "report.html", "report.json", "sample.txt", "checkpoints", "scratch"}
+    assert names <= {path.name for path in folder.iterdir()}
+    assert (root / "runs" / "teacher" / "config.yaml").exists()
+    assert load(DistillConfig, folder / "config.yaml") == load(DistillConfig, None, tiny.distill(root, files))
+
+    report = json.loads((folder / "report.json").read_text())
+    models = {model["name"]: model for model in report["models"]}
+    assert list(models) == ROWS
+    for name, model in models.items():
+        assert 0 < model["bits_per_byte"] < 20 and 0 <= model["recall_within"] <= 1
+        assert (model["kl_bits"] < 1e-6) == (name == "teacher")
+        assert set(model["decode_tokens_per_s"]) == {"96", "128"}
+        states = model["state_bytes"]
+        assert (states["1024"] < states["16384"]) == (name == "teacher")
+    assert len(report["run"]["corpus digest"]) >= 16
+    phases = [json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert phases == ["align"] * 4 + ["logits"] * 5
+    assert (folder / "sample.txt").read_text().startswith("def ")
+    assert tiny.contents(folder)["step"] == 9 == tiny.contents(folder / "scratch")["step"]
+
+    # A second call measures and trains nothing.
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")}
+    monkeypatch.setattr(train.results, "text_scores", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(train.results, "decode_speed", lambda *_, **__: 1 / 0)
+    assert distill(root, files) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")} == before
+    assert json.loads((folder / "report.json").read_text())["models"] == report["models"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 9
+
+    # Another config is refused, and nothing changes.
+    capsys.readouterr()
+    assert distill(root, files, "stages.1.steps=6") == 2
+    error = capsys.readouterr().err
+    assert "run: this run has another config; choose another run_name or the same config" in error
+    assert "Traceback" not in error and len(error.splitlines()) <= 4
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")} == before
+
+
+def losses(root, files, name: str, *mesh: str) -> list[float]:
+    arguments = tiny.pretrain(root, files, f"run_name={name}", "steps=5", "optimizer.warmup_steps=2", *mesh)
+    assert main(PretrainConfig, run_pretrain, argv=arguments, prog="python -m train.pretrain") == 0
+    lines = (root / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_eight_devices_are_one(root, files):
+    """Data and parameters split in any way: the losses of a step without any sharding."""
+    config = load(PretrainConfig, None, tiny.pretrain(root, files, "steps=5", "optimizer.warmup_steps=2"))
+    tx, _ = make_optimizer(config.optimizer, config.steps)
+    graph, params, rest = nnx.split(make_lm(config.model, config.seed), nnx.Param, ...)
+    step = jax.jit(make_step(next_token(graph), tx))
+    batches = Batches(prepare(config.data, config.seq_len, config.cache_dir).train, config.batch_size, config.seed)
+    state, position, single = make_state(params, rest, tx, config.seed), DataPosition(), []
+    for _ in range(config.steps):
+        state, metrics = step(state, jax.tree.map(jnp.asarray, batches.batch_at(position)))
+        position = batches.next_position(position)
+        single.append(float(metrics["loss"]))
+    assert len(set(np.round(single, 3))) == 5
+    for mesh in (("mesh.data=8",), ("mesh.data=4", "mesh.fsdp=2"), ("mesh.data=1", "mesh.fsdp=8")):
+        name = "-".join(word.replace("=", "").replace("mesh.", "") for word in mesh)
+        assert_close(losses(root, files, name, *mesh), single, TOL.f32_forward)

@@ -1,0 +1,90 @@
+"""Kill a real training process at any moment: repeating the command gives what an uninterrupted run gives, to the bit."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train import tiny
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kill")
+
+
+@pytest.fixture(scope="module")
+def files(root) -> str:
+    return tiny.corpus(root / "corpus")
+
+
+def command(root: Path, files: str, name: str) -> list[str]:
+    return tiny.pretrain(root, files, f"run_name={name}", "steps=30", "checkpoint.every=2")
+
+
+@pytest.fixture(scope="module")
+def whole(root, files) -> dict:
+    """What an uninterrupted run of 30 steps leaves."""
+    tiny.finish(tiny.process("train.pretrain", command(root, files, "whole"), root / "cache"))
+    found = tiny.contents(root / "runs" / "whole")
+    assert found["step"] == 30 and {"rng", "step"} < set(found)
+    assert any(name.startswith("params.") for name in found) and any(name.startswith("opt_state.") for name in found)
+    return found
+
+
+def test_kill_9_loses_nothing(root, files, whole):
+    folder = root / "runs" / "killed"
+    running = tiny.process("train.pretrain", command(root, files, "killed"), root / "cache")
+    assert tiny.wait_for(lambda: tiny.checkpoint_steps(folder), running)
+    time.sleep(0.3 * random.random())
+    running.kill()
+    running.communicate()
+    reached = tiny.checkpoint_steps(folder)[-1]
+    assert running.returncode == -signal.SIGKILL and reached < 30
+    tiny.finish(tiny.process("train.pretrain", command(root, files, "killed"), root / "cache"))
+    assert tiny.contents(folder) == whole
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 30
+
+
+def test_sigterm_saves_and_the_run_goes_on(root, files, whole):
+    """Exit code 143; every step taken is in the checkpoint, also between two regular ones."""
+    folder = root / "runs" / "stopped"
+    arguments = [*command(root, files, "stopped")[:-1], "checkpoint.every=1000"]
+    running = tiny.process("train.pretrain", arguments, root / "cache")
+    metrics = folder / "metrics.jsonl"
+    assert tiny.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, running)
+    running.terminate()
+    output = tiny.finish(running, 143)
+    assert "stopped and saved; repeat the command to continue (exit code 143)" in output
+    (reached,) = tiny.checkpoint_steps(folder)
+    assert 3 <= reached < 30 and metrics.read_text().count("\n") == reached
+    assert "Traceback" not in output
+    tiny.finish(tiny.process("train.pretrain", arguments, root / "cache"))
+    assert tiny.contents(folder) == whole
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_distillation_at_random_moments(root, files):
+    """Teacher, scratch or a stage, whatever is hit: three kills, then the same student."""
+    more = ("checkpoint.every=2", "teacher.steps=20", "stages=[{type: align, steps: 15}, {type: logits, steps: 15}]")
+
+    def arguments(name: str) -> list[str]:
+        teacher = root / "teachers" / name
+        return tiny.distill(root, files, f"run_name={name}", f"teacher.path={teacher}", *more)
+
+    begun = time.monotonic()
+    tiny.finish(tiny.process("train.distill", arguments("whole-student"), root / "cache"))
+    seconds = time.monotonic() - begun
+    folder = root / "runs" / "killed-student"
+    for _ in range(3):
+        running = tiny.process("train.distill", arguments("killed-student"), root / "cache")
+        time.sleep(random.uniform(0.2, 0.8) * seconds)
+        running.kill()
+        running.communicate()
+    tiny.finish(tiny.process("train.distill", arguments("killed-student"), root / "cache"))
+    expected = root / "runs" / "whole-student"
+    assert tiny.contents(folder) == tiny.contents(expected)
+    assert tiny.contents(folder / "scratch") == tiny.contents(expected / "scratch")
