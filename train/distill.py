@@ -29,7 +29,7 @@ from effarch.training.metrics import MetricsLog
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.run import Run, open_run
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
-from train.pretrain import PretrainConfig, RunConfig, pretrain
+from train.pretrain import PretrainConfig, RunConfig, abstractly, pretrain
 from train.results import Results, windowed
 
 
@@ -139,14 +139,20 @@ def distill(
     return student
 
 
+def converted(config: DistillConfig) -> tuple[LM, LM]:
+    """A fresh teacher, and its student: what must be possible before anything is trained."""
+    teacher = make_lm(config.teacher.model)
+    return teacher, transfer(teacher, make_lm(student_config(config.teacher.model, config.student)))
+
+
 def run(config: DistillConfig, dry_run: bool = False) -> int:
     """The command."""
-    wanted = student_config(config.teacher.model, config.student)
+    teacher, student = abstractly(lambda: converted(config))
     if dry_run:
-        for name, model in (("teacher", config.teacher.model), ("student", wanted)):
-            lm = jax.eval_shape(lambda model=model: make_lm(model))
+        for name, lm in (("teacher", teacher), ("student", student)):
             print(f"{name}: {sum(x.size for x in jax.tree.leaves(lm)):,} parameters")
         return 0
+    wanted = student.config
     with StopSignal() as stop:
         try:
             return _run(config, wanted, stop)

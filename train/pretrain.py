@@ -5,14 +5,15 @@ SIGTERM (SIGINT) with everything saved.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, main
+from effarch.config import Config, UserError, main
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.distill.objectives import next_token
@@ -26,6 +27,8 @@ from effarch.training.metrics import LogConfig, MetricsLog
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
 from effarch.training.run import open_run
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
+
+T = TypeVar("T")
 
 
 class EvalConfig(Config):
@@ -60,6 +63,21 @@ class PretrainConfig(RunConfig):
     steps: int = pydantic.Field(1000, gt=0, description="updates")
     model: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+
+def abstractly(make: Callable[[], T]) -> T:
+    """What ``make`` would make, nothing computed; sizes that do not fit are the user's mistake.
+
+    Raises:
+      UserError: ``make`` raised a ``ValueError``.
+    """
+    try:
+        return jax.eval_shape(make)
+    except pydantic.ValidationError as error:
+        lines = [item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False)]
+        raise UserError(*lines) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def validation(prepared: Prepared, config: RunConfig) -> list[dict[str, Any]]:
@@ -123,8 +141,8 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
 
 def run(config: PretrainConfig, dry_run: bool = False) -> int:
     """The command."""
+    lm = abstractly(lambda: make_lm(config.model, config.seed))
     if dry_run:
-        lm = jax.eval_shape(lambda: make_lm(config.model, config.seed))
         print(f"{sum(x.size for x in jax.tree.leaves(lm)):,} parameters; nothing was written")
         return 0
     with StopSignal() as stop:

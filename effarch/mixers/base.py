@@ -23,7 +23,7 @@ class LayerInfo:
     Attributes:
       index: of the layer, from 0; a traced integer where layers are initialised together.
       count: number of layers.
-      first: whether this is layer 0 (static; layer 0 may have other parameters).
+      first: whether this is the first layer with its mixer (static; it may have other parameters).
       dtype: of activations, and so of what a cache stores.
     """
 

@@ -106,19 +106,19 @@ class LM(nnx.Module):
         self.embedding = Embedding(config.vocab_size, dim, rngs=rngs)
         self.embed_norm = make_norm(config.norm, dim, config.norm_eps) if config.embed_norm else None
         key = rngs.params()
+        count = config.num_layers
+        firsts = {type(config.block(i).mixer): i for i in reversed(range(count))}
 
         def make(place: int, index: Any) -> Block:
-            layer = LayerInfo(index, config.num_layers, place == 0, jnp.dtype(config.dtype))
             block = config.block(place)
+            layer = LayerInfo(index, count, place == firsts[type(block.mixer)], jnp.dtype(config.dtype))
             rngs = nnx.Rngs(jax.random.fold_in(key, index))
             return Block(block, dim, norm=config.norm, eps=config.norm_eps, layer=layer, rngs=rngs)
 
-        # Only layer 0 may differ from the other layers of its config: two looks tell.
-        looks = {(block, first): None for block in config.pattern for first in (True, False)}
-        for i in range(config.num_layers):
-            look = (config.block(i), i == 0)
-            looks[look] = looks[look] or (look[0], structure(partial(make, i, i)))
-        kinds = [looks[config.block(i), i == 0] for i in range(config.num_layers)]
+        # Only the first layer with a mixer may differ from the others of its config: two looks tell.
+        places = [(block, firsts[type(block.mixer)] == i) for i, block in enumerate(map(config.block, range(count)))]
+        looks = {place: (place[0], structure(partial(make, *[places.index(place)] * 2))) for place in set(places)}
+        kinds = [looks[place] for place in places]
         layout = Layout.of(kinds) if config.scan_layers else Layout(config.num_layers, 1, 0, 0)
         self.stack = Stack.make(layout, make)
         self.norm = make_norm(config.norm, dim, config.norm_eps)

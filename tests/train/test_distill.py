@@ -46,7 +46,7 @@ def files(root) -> str:
 
 @pytest.fixture(autouse=True)
 def short_contexts(monkeypatch):
-    monkeypatch.setattr(train.results, "CONTEXTS", (96, 128))
+    monkeypatch.setattr(train.results, "CONTEXTS", (96,))
     monkeypatch.setattr(train.results, "SAMPLE_TOKENS", 8)
 
 
@@ -70,7 +70,7 @@ def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
     for name, model in models.items():
         assert 0 < model["bits_per_byte"] < 20 and 0 <= model["recall_within"] <= 1
         assert (model["kl_bits"] < 1e-6) == (name == "teacher")
-        assert set(model["decode_tokens_per_s"]) == {"96", "128"}
+        assert set(model["decode_tokens_per_s"]) == {"96"}
         states = model["state_bytes"]
         assert (states["1024"] < states["16384"]) == (name == "teacher")
     assert len(report["run"]["corpus digest"]) >= 16

@@ -29,7 +29,7 @@ def whole(root, files) -> dict:
     """What an uninterrupted run of 30 steps leaves."""
     tiny.finish(tiny.process("train.pretrain", command(root, files, "whole"), root / "cache"))
     found = tiny.contents(root / "runs" / "whole")
-    assert found["step"] == 30 and {"rng", "step"} < set(found)
+    assert found["step"] == 30 and {"rng", "position", "skipped"} < set(found)
     assert any(name.startswith("params.") for name in found) and any(name.startswith("opt_state.") for name in found)
     return found
 

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 LAYER = "{mixer: {type: softmax_attention, num_heads: 2, num_kv_heads: 1, head_dim: 16}, channel: {type: swiglu, hidden: 32}}"
 MODEL = ("dim=32", "num_layers=2", f"pattern=[{LAYER}]")
@@ -99,11 +101,13 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 def contents(folder: Path) -> dict:
     """Everything in the newest checkpoint: bits of every array (parameters, optimizer, rng), the data position."""
-    from orbax.checkpoint import v1 as ocp
-
     step = checkpoint_steps(folder)[-1]
     path = (folder / "checkpoints" / str(step)).absolute()
-    arrays = ocp.load_checkpointables(path)["state"]
-    note = ocp.checkpointables_metadata(path).custom_metadata
+    metadata = ocp.checkpointables_metadata(path)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    targets = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device) for name, x in metadata.metadata["state"].items()
+    }
+    arrays = ocp.load_checkpointables(path, {"state": targets})["state"]
     bits = {name: (str(x.dtype), x.shape, np.asarray(x).tobytes()) for name, x in arrays.items()}
-    return {"step": step, "position": note["position"], **bits}
+    return {**bits, "step": step, "position": metadata.custom_metadata["position"]}

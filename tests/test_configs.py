@@ -1,0 +1,36 @@
+"""Every experiment in configs/ loads, and its models can be built."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+
+from effarch.config import load
+from effarch.distill.transfer import student_config, transfer
+from effarch.models.lm import make_lm
+from train.distill import DistillConfig
+from train.pretrain import PretrainConfig
+
+FILES = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+COMMANDS = {"train.distill": DistillConfig, "train.pretrain": PretrainConfig}
+
+
+def test_there_are_some():
+    assert "quickstart.yaml" in {path.name for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_builds(path):
+    """The header names the command that runs it."""
+    header = path.read_text().split("run_name")[0]
+    (module,) = [module for module in COMMANDS if f"python -m {module} configs/{path.name}" in header]
+    config = load(COMMANDS[module], path)
+    if module == "train.pretrain":
+        jax.eval_shape(partial(make_lm, config.model))
+        return
+    wanted = student_config(config.teacher.model, config.student)
+    student = jax.eval_shape(lambda: transfer(make_lm(config.teacher.model), make_lm(wanted)))
+    assert student.config == wanted
+    for stage in config.stages:
+        stage.transformation()
