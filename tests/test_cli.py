@@ -37,14 +37,16 @@ def test_list_shows_every_mixer_and_channel(capsys):
 
 def test_help(capsys):
     assert cli.run(["--help"]) == 0
-    assert all(verb in capsys.readouterr().out for verb in cli.verbs())
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in cli.verbs())
     for verb in cli.verbs():
         assert cli.run([verb, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: effarch {verb}")
     assert distill("--help") == 0
     shown = capsys.readouterr().out
     assert f"usage: {DISTILL} [CONFIG.yaml] [key=value ...]" in shown
-    assert all(key in shown for key in ("student.mixer", "teacher.steps", "checkpoint.resume", "mesh.fsdp"))
+    for key in ("student.mixer", "teacher.steps", "stages", "checkpoint.resume", "mesh.fsdp"):
+        assert f"\n  {key}" in shown
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from effarch.bench.decode import decode_speed
+from effarch.bench.decode import decode_speeds
 from effarch.data.bytes import EOS
 from effarch.data.prepare import Prepared
 from effarch.distill.transfer import StudentConfig
@@ -68,7 +68,7 @@ class Results:
 
     def _scores(self, name: str, lm: LM) -> dict[str, Any]:
         config = self.config
-        with progress(2 + len(CONTEXTS), f"measuring {name}") as advance:
+        with progress(3, f"measuring {name}") as advance:
             text = text_scores(lm, validation(self.prepared, config), teacher=self.teacher)
             advance(1)
             scores: dict[str, Any] = {"bits_per_byte": text.bits_per_byte, "kl_bits": text.kl_bits}
@@ -82,10 +82,8 @@ class Results:
                     "recall_by_distance": recall.by_distance,
                 }
             advance(2)
-            speeds = {}
-            for i, context in enumerate(CONTEXTS):
-                speeds[context] = decode_speed(lm, context)
-                advance(3 + i)
+            speeds = decode_speeds(lm, CONTEXTS)
+            advance(3)
         return scores | {
             "parameters": sum(x.size for x in jax.tree.leaves(lm)),
             "state_bytes": {context: lm.config.state_bytes(context) for context in STATES},

@@ -5,6 +5,7 @@ Unrolled layers, donated states, one loop.
 
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -43,24 +44,30 @@ def _decode(graph: nnx.GraphDef, count: int, params: PyTree, state: LMState, tok
     return jax.lax.fori_loop(0, count, step, (token, state))
 
 
-def decode_speed(lm: LM, context: int, *, batch_size: int = 1, tokens: int = 64, repeats: int = 5) -> float:
-    """Tokens per second of greedy decoding, all rows together: the median of ``repeats`` runs after a warm-up.
+def decode_speeds(
+    lm: LM, contexts: Sequence[int], *, batch_size: int = 1, tokens: int = 64, repeats: int = 7
+) -> dict[int, float]:
+    """Tokens per second of greedy decoding, all rows together, for each context.
+
+    The median of ``repeats`` runs after a warm-up; the contexts take turns, so that a slow moment of the machine does not
+    fall on one of them alone.
 
     Args:
-      lm: the model. context: tokens of context at the end of a run, and the length of KV caches.
+      lm: the model. contexts: tokens of context at the end of a run, and the length of KV caches.
       batch_size: rows. tokens: decoded per run. repeats: runs.
 
     Raises:
-      ValueError: the context is not longer than the run.
+      ValueError: a context is not longer than a run.
     """
-    if context <= tokens:
-        raise ValueError(f"context: expected more than the {tokens} tokens of a run, got {context}")
+    if min(contexts) <= tokens:
+        raise ValueError(f"contexts: expected more than the {tokens} tokens of a run, got {min(contexts)}")
     graph, params = nnx.split(jax.jit(lambda m: m.unstacked())(lm))
     token = jnp.zeros((batch_size,), jnp.int32)
-    seconds = []
+    seconds: dict[int, list[float]] = {context: [] for context in contexts}
     for _ in range(repeats + 1):
-        state = jax.block_until_ready(filled_state(lm, batch_size, context, tokens))
-        start = time.perf_counter()
-        jax.block_until_ready(_decode(graph, tokens, params, state, token))
-        seconds.append(time.perf_counter() - start)
-    return batch_size * tokens / statistics.median(seconds[1:])
+        for context in contexts:
+            state = jax.block_until_ready(filled_state(lm, batch_size, context, tokens))
+            start = time.perf_counter()
+            jax.block_until_ready(_decode(graph, tokens, params, state, token))
+            seconds[context].append(time.perf_counter() - start)
+    return {context: batch_size * tokens / statistics.median(runs[1:]) for context, runs in seconds.items()}

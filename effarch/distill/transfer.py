@@ -81,7 +81,7 @@ def transfer(teacher: LM, student: LM) -> LM:
       teacher: the model to copy from. student: freshly initialised from :func:`student_config`.
     """
     graph, state = nnx.split(student)
-    student = nnx.merge(graph, state)  # a copy: the argument stays as it is
+    student = nnx.merge(graph, jax.tree.map(lambda x: x, state))  # variables of its own: the argument stays as it is
     pairs = zip(teacher.stack.layers(), student.stack.layers(), strict=True)
     student.stack = Stack.of(student.stack.layout, [_transfer_block(t, s) for t, s in pairs])
     for name in ("embedding", "embed_norm", "norm", "unembed"):

@@ -113,6 +113,17 @@ def test_initialisation_does_not_depend_on_how_layers_are_held(name):
     assert any((x != y).any() for x, y in zip(one, two, strict=name != "hybrid"))
 
 
+def test_values_that_cross_layers_begin_where_their_mixer_does():
+    """RWKV-7 below which another mixer stands: its first layer is not the model's."""
+    config = tiny.config("retnet", "rwkv7", layers=6)
+    graph, params = tiny.split(config)
+    lm = nnx.merge(graph, params)
+    assert lm.stack.layout == Layout(2, 2, 2, 0)
+    assert [layer.mixer.value is None for layer in lm.stack.layers()[1::2]] == [True, False, False]
+    output = tiny.hidden(graph, "chunkwise", (), params, tiny.tokens(B, T), None, IDS)
+    assert jnp.isfinite(output.hidden).all()
+
+
 def test_taps_have_an_order_and_a_shape():
     """``[L, B, T, D]`` by layer, over prefix and scan and with a state; each tap is what it is called."""
     config = config_of("softmax_attention").replace(
@@ -156,20 +167,22 @@ def test_remat_saves_memory_and_changes_no_gradient(remat):
 
 
 def test_dtypes():
-    """bf16 activations over float32 parameters, and bf16 parameters, stay close to float32."""
-    config = tiny.config("retnet", "softmax_attention", layers=3)
+    """bf16 activations over float32 parameters, and over bf16 parameters, stay close to float32."""
+    config = tiny.config("retnet", "softmax_attention", layers=2)
     graph, params = nnx.split(tiny.initialised(config))
-    expected = tiny.hidden(graph, "chunkwise", (), params, tiny.tokens(B, T), None, IDS).hidden
-    for low, cast in (
-        (config.replace(dtype="bfloat16"), lambda x: x),
-        (config.replace(dtype="bfloat16", param_dtype="bfloat16"), lambda x: x.astype(jnp.bfloat16)),
-    ):
+
+    def hidden(graph, params):
+        return tiny.hidden(graph, "chunkwise", (), params, tiny.tokens(B, T), None, IDS).hidden
+
+    for param_dtype in ("float32", "bfloat16"):
+        low = config.replace(dtype="bfloat16", param_dtype=param_dtype)
         made = jax.eval_shape(partial(make_lm, low))
-        assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype(low.param_dtype)}
-        graph = nnx.split(made)[0]
-        output = tiny.hidden(graph, "chunkwise", (), jax.tree.map(cast, params), tiny.tokens(B, T), None, IDS)
-        assert output.hidden.dtype == jnp.bfloat16
-        assert_close(real(output.hidden.astype(jnp.float32)), real(expected), TOL.bf16)
+        assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype(param_dtype)}
+        params = jax.tree.map(lambda x, dtype=param_dtype: x.astype(dtype), params)
+        found = hidden(nnx.split(made)[0], params)
+        assert found.dtype == jnp.bfloat16
+        expected = hidden(graph, jax.tree.map(lambda x: x.astype(jnp.float32), params))
+        assert_close(real(found.astype(jnp.float32)), real(expected), TOL.bf16)
 
 
 def test_heads():

@@ -50,7 +50,8 @@ def split(config: LMConfig):
 
 def model(config: LMConfig) -> LM:
     """The model of :func:`split`."""
-    return nnx.merge(*split(config))
+    graph, params = split(config)
+    return nnx.merge(graph, jax.tree.map(lambda x: x, params))  # variables of its own
 
 
 def tokens(batch: int, time: int, seed: int = 0):

@@ -1,4 +1,4 @@
-"""Kill a real training process at any moment: repeating the command gives what an uninterrupted run gives, to the bit."""
+"""Kill a real training process at any moment: the command repeated gives what an undisturbed run gives, to the bit."""
 
 import random
 import signal

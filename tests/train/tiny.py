@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-LAYER = "{mixer: {type: softmax_attention, num_heads: 2, num_kv_heads: 1, head_dim: 16}, channel: {type: swiglu, hidden: 32}}"
+ATTENTION = "{type: softmax_attention, num_heads: 2, num_kv_heads: 1, head_dim: 16}"
+LAYER = f"{{mixer: {ATTENTION}, channel: {{type: swiglu, hidden: 32}}}}"
 MODEL = ("dim=32", "num_layers=2", f"pattern=[{LAYER}]")
 
 

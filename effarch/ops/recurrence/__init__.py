@@ -46,7 +46,7 @@ def linear_recurrence(
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     form: str = "chunkwise",
     impl: str | None = None,
-    chunk_size: int = CHUNK,
+    chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """``S_t = A_t S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t``.
 
@@ -61,7 +61,8 @@ def linear_recurrence(
       segment_ids: ``[B, T]`` documents of packed rows, 0 is padding and the identity. The state belongs to run 1.
       form: "chunkwise" (training, prefill), "recurrent" (decoding), "parallel" (O(T^2), readable).
       impl: "xla", or None for the best that exists for the platform.
-      chunk_size: tokens a chunk, a power of two; chunkwise form only.
+      chunk_size: tokens a chunk, a power of two; chunkwise form only. None: about the head size, where the work inside
+        chunks and with the state balance, between 32 and 64.
 
     Returns:
       Outputs in v's dtype (0 at padding), and the state after the last token.
@@ -76,6 +77,8 @@ def linear_recurrence(
         raise ValueError(f"impl: expected None or one of {', '.join(IMPLS)}, got {impl!r}")
     if read not in ("after", "before"):
         raise ValueError(f'read: expected "after" or "before", got {read!r}')
+    if chunk_size is None:
+        chunk_size = CHUNK if k.shape[-1] > CHUNK // 2 else CHUNK // 2
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size: expected a power of two, got {chunk_size}")
     inputs = prepare(q, k, v, transition, as_segments(segment_ids), state)

@@ -1,0 +1,103 @@
+"""Scores of models whose answers are known."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from effarch.eval import scores
+from effarch.eval.scores import recall_scores, score_tokens, text_scores
+from effarch.models.lm import LM
+from tests.models import tiny
+from tests.tolerances import TOL, assert_close
+
+VOCAB = 258
+CONFIG = tiny.config("retnet", layers=1).replace(vocab_size=VOCAB)
+
+
+def parrot() -> LM:
+    """Says that every token repeats: nothing but the embedding, one direction per token, is left of the model."""
+    lm = tiny.model(CONFIG)
+    silent = jax.tree.map(jnp.zeros_like, nnx.split(lm.stack)[1])
+    lm.stack = nnx.merge(nnx.split(lm.stack)[0], silent)
+    lm.embedding.table[...] = jax.random.normal(jax.random.key(0), (VOCAB, tiny.DIM))
+    lm.norm.weight[...] = 10 * jnp.ones((tiny.DIM,))
+    return lm
+
+
+def uniform() -> LM:
+    """Every token is as likely."""
+    lm = tiny.model(CONFIG)
+    lm.embedding.table[...] = jnp.zeros((VOCAB, tiny.DIM))
+    return lm
+
+
+def row(*tokens: int, ids=None, mask=None) -> dict[str, np.ndarray]:
+    ids = [1] * len(tokens) if ids is None else ids
+    mask = [0] + [1] * (len(tokens) - 1) if mask is None else mask
+    named = {"tokens": (tokens, np.int32), "segment_ids": (ids, np.int32), "loss_mask": (mask, np.float32)}
+    return {name: np.asarray([x], dtype) for name, (x, dtype) in named.items()}
+
+
+def test_bits_per_byte_of_a_uniform_model():
+    """Special tokens cost bits and are no bytes; padding and first tokens are neither; over all batches together."""
+    rows = [
+        row(256, 97, 98, 99, 257, 0, ids=[1, 1, 1, 1, 1, 0], mask=[0, 1, 1, 1, 1, 0]),  # 4 targets, 3 bytes
+        row(256, 97, 257, 256, 98, 99, ids=[1, 1, 1, 2, 2, 2], mask=[0, 1, 1, 0, 1, 1]),  # 4 targets, 3 bytes
+    ]
+    found = text_scores(uniform(), rows)
+    assert_close(found.bits_per_byte, 8 / 6 * math.log2(VOCAB), TOL.f32_forward)
+    assert found.kl_bits is None
+
+
+def test_divergence_from_a_teacher():
+    """0 from itself; from a uniform teacher, what the uniform distribution says of it, per token."""
+    rows = [row(256, 97, 98, 99, 257, 5)]
+    lm = parrot()
+    assert text_scores(lm, rows, teacher=lm).kl_bits == 0
+    logits = np.asarray(lm(jnp.asarray(rows[0]["tokens"]))[0], np.float64)[0, :5]
+    below = logits - np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True))
+    below = below - logits.max(axis=-1, keepdims=True)
+    expected = (-math.log(VOCAB) - below.mean(axis=-1)).mean() / math.log(2)
+    assert_close(text_scores(lm, rows, teacher=uniform()).kl_bits, expected, TOL.f32_forward)
+
+
+def test_scores_of_tokens():
+    found = score_tokens(parrot(), row(5, 5, 6, 6, 7))
+    assert found["mask"].tolist() == [[1, 1, 1, 1, 0]]
+    assert found["correct"].tolist() == [[1, 0, 1, 0, 0]]
+    assert (found["nll"][0, [0, 2]] < 0.1).all() and (found["nll"][0, [1, 3]] > 1).all() and found["nll"][0, 4] == 0
+    assert "kl" not in found
+
+
+def test_recall_by_distance():
+    """The answer at t is predicted at t - 1; each distance falls in the bucket of the next power of two."""
+    # tokens repeat at 1, 3, 6, 7: there the parrot is right
+    tokens = (5, 5, 6, 6, 7, 8, 8, 8)
+    distance = [0, 1, 2, 3, 4, 0, 16, 17]
+    mask = [0, 1, 1, 1, 1, 0, 1, 1]
+    batch = row(*tokens, mask=mask) | {"distance": np.asarray([distance], np.int32)}
+    found = recall_scores(parrot(), [batch], window=3)
+    assert found.by_distance == {1: 1.0, 2: 0.0, 4: 0.5, 16: 1.0, 32: 1.0}
+    assert (found.within, found.beyond) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    found = recall_scores(parrot(), [batch, batch], window=16)
+    assert (found.within, found.beyond) == (pytest.approx(3 / 5), 1.0)
+    assert math.isnan(recall_scores(parrot(), [batch], window=100).beyond)
+
+
+def test_nothing_to_score():
+    empty = row(1, 2, 3, mask=[0, 0, 0])
+    with pytest.raises(ValueError, match="batches: expected text to predict, got none"):
+        text_scores(uniform(), [empty])
+    with pytest.raises(ValueError, match="batches: expected recall rows with answers, got none"):
+        recall_scores(uniform(), [empty | {"distance": np.ones((1, 3), np.int32)}], 3)
+
+
+def test_padding_rows_count_for_nothing():
+    text = row(256, 97, 98, 257)
+    padded = {name: np.concatenate([x, np.zeros_like(x)]) for name, x in text.items()}
+    lm = parrot()
+    assert scores.text_scores(lm, [padded]).bits_per_byte == pytest.approx(scores.text_scores(lm, [text]).bits_per_byte)
