@@ -49,8 +49,8 @@ def decode_speeds(
 ) -> dict[int, float]:
     """Tokens per second of greedy decoding, all rows together, for each context.
 
-    The median of ``repeats`` runs after a warm-up; the contexts take turns, so that a slow moment of the machine does not
-    fall on one of them alone.
+    The median of ``repeats`` runs after a warm-up; the contexts take turns, so that a slow moment of the machine does
+    not fall on one of them alone.
 
     Args:
       lm: the model. contexts: tokens of context at the end of a run, and the length of KV caches.

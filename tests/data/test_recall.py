@@ -61,7 +61,7 @@ def test_lookups_are_facts_and_then_queries(rows):
 
 def test_copies_are_periodic(rows):
     longest = 0
-    for index in range(0, ROWS, 2):
+    for index in [i for i in range(ROWS) if kind_of(i) == "copy"]:
         for tokens, distance, _ in documents(rows, index):
             text = tokens[1:]
             period = next(p for p in range(1, len(text) + 1) if text[p:] == text[: len(text) - p])
@@ -71,8 +71,8 @@ def test_copies_are_periodic(rows):
 
 
 def test_distances_spread_from_short_to_far_beyond_a_window_of_64(rows):
-    for kind in (0, 1):
-        distance = rows["distance"][kind::2]
+    for kind in KINDS:
+        distance = rows["distance"][[i for i in range(ROWS) if kind_of(i) == kind]]
         distance = distance[distance > 0]
         assert (distance <= 32).mean() > 0.2
         assert (distance > 64).mean() > 0.05  # the more answers stand near, the sooner the lookup is learned

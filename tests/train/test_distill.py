@@ -82,7 +82,7 @@ def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
     # A second call measures and trains nothing.
     before = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")}
     monkeypatch.setattr(train.results, "text_scores", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(train.results, "decode_speed", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(train.results, "decode_speeds", lambda *_, **__: 1 / 0)
     assert distill(root, files) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")} == before
     assert json.loads((folder / "report.json").read_text())["models"] == report["models"]
