@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from effarch import axes
-from effarch.ops.recurrence.chunkwise import CHUNK, chunkwise
+from effarch.ops.recurrence.chunkwise import chunkwise, default_chunk
 from effarch.ops.recurrence.context import context_parallel
 from effarch.ops.recurrence.inputs import prepare
 from effarch.ops.recurrence.oracle import oracle
@@ -78,7 +78,7 @@ def linear_recurrence(
     if read not in ("after", "before"):
         raise ValueError(f'read: expected "after" or "before", got {read!r}')
     if chunk_size is None:
-        chunk_size = CHUNK if k.shape[-1] > CHUNK // 2 else CHUNK // 2
+        chunk_size = default_chunk(k.shape[-1])
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size: expected a power of two, got {chunk_size}")
     inputs = prepare(q, k, v, transition, as_segments(segment_ids), state)

@@ -20,6 +20,11 @@ CHUNK = 64
 Decay = HeadDecay | ChannelDecay
 
 
+def default_chunk(key_dim: int) -> int:
+    """Tokens a chunk for heads of this size: where the work inside chunks and with the state balance, 32 or 64."""
+    return CHUNK if key_dim > CHUNK // 2 else CHUNK // 2
+
+
 def _dot_values(scores: Array, values: Array) -> Array:
     """Scores times values: low-precision values keep their dtype on both sides, as softmax attention's do."""
     return dot(scores.astype(values.dtype), values)
