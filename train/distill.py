@@ -27,9 +27,10 @@ from effarch.training.faults import StopSignal
 from effarch.training.load import load_lm
 from effarch.training.metrics import MetricsLog
 from effarch.training.optimizer import OptimizerConfig
+from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
-from train.pretrain import PretrainConfig, RunConfig, abstractly, pretrain
+from train.pretrain import PretrainConfig, RunConfig, abstractly, evaluation, pretrain
 from train.results import Results, windowed
 
 
@@ -61,8 +62,9 @@ class DistillConfig(RunConfig):
     sample_prompt: str = pydantic.Field("def ", description="what the sample continues")
 
     def pretraining(self, folder: Path, model: LMConfig, steps: int, optimizer: OptimizerConfig) -> PretrainConfig:
-        """A pretraining run beside this one: same data, batches and seed."""
+        """A pretraining run beside this one: same data, batches and seed; continued if it is there."""
         shared = {name: getattr(self, name) for name in RunConfig.model_fields}
+        shared["checkpoint"] = self.checkpoint.replace(resume=True)
         return PretrainConfig(
             **{**shared, "output_dir": str(folder.parent), "run_name": folder.name},
             model=model,
@@ -98,6 +100,7 @@ def distill(
     position, done = DataPosition(), 0
     with (
         Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
+        Profiler(run.folder, config.profile) as profiler,
         MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
     ):
         for stage in config.stages:
@@ -110,6 +113,8 @@ def distill(
                 tx,
                 schedule,
                 frozen=(jax.device_put(frozen, jax.sharding.NamedSharding(rules.mesh, jax.sharding.PartitionSpec())),),
+                evaluate=evaluation(graph, prepared, config),
+                evaluate_every=config.eval.every,
             )
             done += stage.steps
             newest = checkpoints.latest() or 0
@@ -132,6 +137,7 @@ def distill(
                 about=metadata(config, model),
                 log=log,
                 log_every=config.log.every,
+                profiler=profiler,
                 stop=stop,
             )
             student = nnx.merge(graph, state.params, state.rest)
@@ -163,7 +169,7 @@ def run(config: DistillConfig, dry_run: bool = False) -> int:
 
 def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
     rules = make_rules(make_mesh(config.mesh))
-    with open_run(config.output_dir, config.run_name, config) as run:
+    with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run:
         prepared = prepare(config.data, config.seq_len, config.cache_dir)
         teacher = teacher_of(config, prepared, stop)
         results = Results(run.folder, config, prepared, teacher, stop)

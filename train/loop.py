@@ -19,6 +19,7 @@ from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import NonFinite, StopSignal
 from effarch.training.metrics import Deferred, MetricsLog, Throughput, progress
 from effarch.training.optimizer import Schedule
+from effarch.training.profile import Profiler
 from effarch.training.run import versions
 from effarch.training.state import TrainState, abstract_state, make_state, state_shardings
 from effarch.training.step import LossFn, jit_step, make_step
@@ -109,6 +110,7 @@ def run_phase(
     about: dict[str, Any],
     log: MetricsLog,
     log_every: int,
+    profiler: Profiler,
     stop: StopSignal,
 ) -> tuple[TrainState, DataPosition]:
     """Runs a phase from ``state`` to its last step; returns the state and the data position after it.
@@ -137,9 +139,11 @@ def run_phase(
     stream = batches.iterate(position)
     with progress(phase.last - phase.first, phase.name, step - phase.first) as advance:
         while step < phase.last:
+            profiler.before(step)
             _, batch = next(stream)
             state, metrics = step_fn(state, put_batch(batch, rules), *phase.frozen)
             step += 1
+            profiler.after(step, metrics)
             position = batches.next_position(position)
             advance(step - phase.first, report(held.push(step, metrics)))
             if phase.evaluate and phase.evaluate_every and step % phase.evaluate_every == 0:

@@ -25,6 +25,7 @@ from effarch.training.checkpoint import CheckpointConfig, Checkpoints
 from effarch.training.faults import StopSignal
 from effarch.training.metrics import LogConfig, MetricsLog
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
+from effarch.training.profile import ProfileConfig, Profiler
 from effarch.training.run import open_run
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
 
@@ -55,6 +56,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     eval: EvalConfig = EvalConfig()
+    profile: ProfileConfig = ProfileConfig()
 
 
 class PretrainConfig(RunConfig):
@@ -87,6 +89,16 @@ def validation(prepared: Prepared, config: RunConfig) -> list[dict[str, Any]]:
     return [batch for _, batch in zip(range(config.eval.rows // size), found, strict=False)]
 
 
+def evaluation(graph: Any, prepared: Prepared, config: RunConfig) -> Callable[[Any, Any], dict[str, float]]:
+    """What is logged every ``eval.every`` steps, of the model with this graph: bits per byte of validation text."""
+
+    def evaluate(params: Any, rest: Any) -> dict[str, float]:
+        scores = text_scores(nnx.merge(graph, params, rest), validation(prepared, config))
+        return {"bits_per_byte": scores.bits_per_byte}
+
+    return evaluate
+
+
 def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | None = None, name: str = "train") -> LM:
     """Trains, or continues to train, the model of a run; one that is finished is only read back.
 
@@ -99,21 +111,23 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
     def make() -> LM:
         return make_lm(config.model, config.seed)
 
-    graph = nnx.split(jax.eval_shape(make))[0]
-
-    def evaluate(params: Any, rest: Any) -> dict[str, float]:
-        scores = text_scores(nnx.merge(graph, params, rest), validation(prepared, config))
-        return {"bits_per_byte": scores.bits_per_byte}
-
     tx, schedule = make_optimizer(config.optimizer, config.steps)
-    split_graph = nnx.split(jax.eval_shape(make), nnx.Param, ...)[0]
+    graph = nnx.split(jax.eval_shape(make), nnx.Param, ...)[0]
     phase = Phase(
-        name, 0, config.steps, next_token(split_graph), tx, schedule, (), evaluate, evaluate_every=config.eval.every
+        name,
+        0,
+        config.steps,
+        next_token(graph),
+        tx,
+        schedule,
+        evaluate=evaluation(graph, prepared, config),
+        evaluate_every=config.eval.every,
     )
     batches = Batches(prepared.train, config.batch_size, config.seed)
     with (
-        open_run(config.output_dir, config.run_name, config) as run,
+        open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run,
         Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
+        Profiler(run.folder, config.profile) as profiler,
     ):
         newest = checkpoints.latest()
         if newest is None:
@@ -134,9 +148,10 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
                 about=metadata(config, config.model),
                 log=log,
                 log_every=config.log.every,
+                profiler=profiler,
                 stop=stop,
             )
-    return nnx.merge(split_graph, state.params, state.rest)
+    return nnx.merge(graph, state.params, state.rest)
 
 
 def run(config: PretrainConfig, dry_run: bool = False) -> int:

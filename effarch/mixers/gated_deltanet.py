@@ -8,7 +8,6 @@ q, k and v pass a short convolution with silu; q and k are l2-normalised, q scal
 h // (num_heads / num_key_heads). A student may keep its teacher's rotary positions (``rope_theta``).
 """
 
-import math
 from functools import partial
 from typing import ClassVar, Self
 
@@ -19,6 +18,7 @@ from flax import nnx
 
 from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_kernel, expand_heads
 from effarch.mixers.softmax_attention import Attention
+from effarch.nn.decay import decay_rates
 from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm, l2_normalise
 from effarch.nn.rotary import rotate
@@ -82,14 +82,6 @@ class GatedDeltaNet(MixerConfig):
         return cls(num_heads=4, num_key_heads=2, head_dim=8, value_head_dim=8, rope_theta=1e4), 32
 
 
-def decay_rates(rngs: nnx.Rngs, heads: int, largest: float = 16.0) -> tuple[Array, Array]:
-    """Initial ``A`` (log of U(0, largest)) and ``dt`` (inverse softplus of log-uniform 1e-3..0.1), as Mamba-2's."""
-    rate = jax.random.uniform(rngs.params(), (heads,), jnp.float32, 1e-3, largest)
-    log_dt = jax.random.uniform(rngs.params(), (heads,), jnp.float32, math.log(1e-3), math.log(0.1))
-    dt = jnp.maximum(jnp.exp(log_dt), 1e-4)
-    return jnp.log(rate), dt + jnp.log(-jnp.expm1(-dt))
-
-
 class GatedDeltaNetMixer(Mixer):
     """The module; see the file. Its state: S [B, H, K, V] float32, and the last inputs of the convolution."""
 
@@ -107,7 +99,7 @@ class GatedDeltaNetMixer(Mixer):
         self.v, self.gate = project((heads, value_dim)), project((heads, value_dim))
         self.a = Linear(dim, heads, axes=("embed", "heads"), rngs=rngs)
         self.b = Linear(dim, heads, axes=("embed", "heads"), rngs=rngs)
-        log_rate, dt = decay_rates(rngs, heads)
+        log_rate, dt = decay_rates(rngs, (heads,))
         self.log_rate = nnx.Param(log_rate, axes=("heads",))
         self.dt_bias = nnx.Param(dt, axes=("heads",))
         self.conv = ShortConv(2 * key_heads * key_dim + heads * value_dim, config.conv_width, rngs=rngs)

@@ -19,7 +19,9 @@ from flax import nnx
 
 from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_kernel, expand_heads
 from effarch.mixers.softmax_attention import Attention
+from effarch.nn.lerp import lerp
 from effarch.nn.linear import Linear
+from effarch.nn.low_rank import LowRank
 from effarch.nn.norm import LayerNorm, unit_vector
 from effarch.ops.conv import token_shift
 from effarch.ops.precision import accumulator
@@ -67,23 +69,6 @@ class RWKV7(MixerConfig):
         return cls(num_heads=4, head_dim=8, rank_w=4, rank_a=4, rank_v=4, rank_g=8), 32
 
 
-def _lerp(x: Array, previous: Array, mix: nnx.Param) -> Array:
-    return x + (previous - x) * mix[...].astype(x.dtype)[None, None]
-
-
-class LowRank(nnx.Module):
-    """``bias + act(x A) B``, with A zero at the start; ``axes`` of the outputs."""
-
-    def __init__(self, dim: int, rank: int, *, bias: Array | None, rngs: nnx.Rngs) -> None:
-        self.inner = Linear(dim, rank, axes=("embed", "rank"), scale=0.0, rngs=rngs)
-        self.outer = Linear(rank, dim, axes=("rank", "embed"), scale=0.01 * rank / max(rank, dim), rngs=rngs)
-        self.bias = None if bias is None else nnx.Param(bias, axes=("embed",))
-
-    def __call__(self, x: Array, act=lambda y: y) -> Array:
-        y = self.outer(act(self.inner(x)))
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)[None, None]
-
-
 class RWKV7Mixer(Mixer):
     """The module; see the file. Its state: S [B, H, K, V] float32, and the last input [B, D]."""
 
@@ -106,10 +91,14 @@ class RWKV7Mixer(Mixer):
         self.o = Linear((heads, width), dim, axes=("heads", "head_dim", "embed"), scale=0.0, rngs=rngs)
         ramp = jnp.arange(dim, dtype=jnp.float32) / max(dim - 1, 1)
         speed = -7.0 + 5.0 * ramp ** (0.85 + jnp.sqrt(jnp.asarray(layer.depth, jnp.float32))) + 0.5
-        low_rank = partial(LowRank, dim, rngs=rngs)
+
+        def low_rank(rank: int, bias: Array | None = None) -> LowRank:
+            scales = (0.0, 0.01 * rank / max(rank, dim))
+            return LowRank(dim, rank, dim, axes=("embed",), bias=bias, scales=scales, rngs=rngs)
+
         self.w = low_rank(config.rank_w, bias=speed)
         self.a = low_rank(config.rank_a, bias=jnp.zeros((dim,), jnp.float32))
-        self.g = low_rank(config.rank_g, bias=None)
+        self.g = low_rank(config.rank_g)
         self.value = None if layer.first else low_rank(config.rank_v, bias=jnp.ones((dim,), jnp.float32))
         per_head = ("heads", "head_dim")
         self.xi = nnx.Param(jnp.full((heads, width), 0.71, jnp.float32), axes=per_head)
@@ -133,7 +122,7 @@ class RWKV7Mixer(Mixer):
         c = self.config
         s, last = (None, None) if state is None else state
         previous, last = token_shift(x, state=last, segment_ids=ctx.segments)
-        mixed = {name: _lerp(x, previous, mix) for name, mix in self.mix.items()}
+        mixed = {name: lerp(x, previous, mix) for name, mix in self.mix.items()}
         heads = (*x.shape[:2], c.num_heads, c.head_dim)
         wide = accumulator(x)
 
@@ -206,5 +195,5 @@ class RWKV7ChannelMixer(Mixer):
 
     def __call__(self, x: Array, state: Array | None, ctx: Context) -> tuple[Array, Array | None, Context]:
         previous, last = token_shift(x, state=state, segment_ids=ctx.segments)
-        hidden = jax.nn.relu(self.up(_lerp(x, previous, self.mix)))
+        hidden = jax.nn.relu(self.up(lerp(x, previous, self.mix)))
         return self.down(hidden * hidden), None if state is None else last, ctx

@@ -32,7 +32,7 @@ class CheckpointConfig(Config):
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
     keep: int = Field(2, gt=0, description="newest checkpoints that stay on disk")
-    resume: bool = Field(True, description="continue from the newest checkpoint of the run's folder")
+    resume: bool = Field(True, description="continue the run that is in the folder; false: refuse one")
 
 
 class Checkpoints:

@@ -15,7 +15,8 @@ import yaml
 from effarch.config import Config, UserError, to_yaml
 
 _SHOWN = 5  # lines of a diff
-_WHERE = frozenset({"output_dir", "run_name"})  # a run that was moved is still the same run
+# A run that was moved, or is saved and watched differently, is still the same run.
+_NOT_COMPUTED_WITH = ("output_dir", "run_name", "cache_dir", "checkpoint", "log", "profile")
 
 
 class Run:
@@ -44,17 +45,20 @@ class Run:
         self.close()
 
 
-def open_run(output_dir: str | Path, run_name: str, config: Config) -> Run:
+def open_run(output_dir: str | Path, run_name: str, config: Config, *, resume: bool = True) -> Run:
     """Creates the folder of a run, or continues the run that is there.
 
     Args:
       output_dir: the folder of all runs; made when missing.
       run_name: the name of this one, a single folder name.
-      config: the resolved config, written to ``config.yaml``. Only ``output_dir`` and ``run_name`` may differ from the
-        one there.
+      config: the resolved config, written to ``config.yaml``. From the one there it may differ only in keys that no
+        result depends on: ``output_dir``, ``run_name``, ``cache_dir`` and all below ``checkpoint``, ``log`` and
+        ``profile``.
+      resume: whether a run that is there may be continued. What it has is never overwritten.
 
     Raises:
-      UserError: the folder cannot be written, is in use, belongs to another config or is no run's folder.
+      UserError: the folder cannot be written, is in use, belongs to another config, is no run's folder, or holds a run
+        that may not be continued.
     """
     if not run_name or run_name in (".", "..") or Path(run_name).name != run_name:
         raise UserError(f"run_name: expected the name of a folder, got {run_name!r}")
@@ -67,7 +71,7 @@ def open_run(output_dir: str | Path, run_name: str, config: Config) -> Run:
     try:
         # A lock on the folder itself: no file to go stale, and the kernel lets go of it with the process.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Run(folder, _claim(folder, config), lock)
+        return Run(folder, _claim(folder, config, resume), lock)
     except BlockingIOError as error:
         os.close(lock)
         raise UserError(f"{folder}: another process is writing to this run") from error
@@ -79,7 +83,7 @@ def open_run(output_dir: str | Path, run_name: str, config: Config) -> Run:
         raise
 
 
-def _claim(folder: Path, config: Config) -> bool:
+def _claim(folder: Path, config: Config, resume: bool) -> bool:
     """Writes or compares the config; whether the run was there."""
     path = folder / "config.yaml"
     if not path.exists():
@@ -88,12 +92,15 @@ def _claim(folder: Path, config: Config) -> bool:
             raise UserError(f"{folder}: expected an empty folder or a run's (with config.yaml), found {foreign[0]!r}")
         write_atomic(path, to_yaml(config))
         return False
+    if not resume:
+        raise UserError(f"{folder}: expected no run here (checkpoint.resume=false); choose another run_name")
     try:
         there = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected YAML, cannot read it") from error
     here = dict(_flat(yaml.safe_load(to_yaml(config))))
-    differ = [name for name in {**there, **here} if name not in _WHERE and there.get(name) != here.get(name)]
+    names = [name for name in {**there, **here} if name.split(".")[0] not in _NOT_COMPUTED_WITH]
+    differ = [name for name in names if there.get(name) != here.get(name)]
     if differ:
         lines = [f"{name}: the run has {there.get(name)!r}, got {here.get(name)!r}" for name in differ[:_SHOWN]]
         more = [f"... and {len(differ) - _SHOWN} more"] if len(differ) > _SHOWN else []

@@ -194,7 +194,7 @@ def test_compiled_memory_grows_linearly(subject):
         lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(subject.parameters(), x)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert np.log(temporaries(16384) / temporaries(4096)) / np.log(4) <= 1.05
+    assert np.log(temporaries(65536) / temporaries(8192)) / np.log(8) <= 1.05
 
 
 def test_state_bytes_are_those_of_the_state(subject):

@@ -29,11 +29,10 @@ def start(folder, steps, every):
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    flags = "--xla_force_host_platform_device_count=8"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.toy_process", str(folder), str(steps), str(every)],
         cwd=ROOT,
-        env={**os.environ, **shared, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env={**os.environ, **shared},  # XLA_FLAGS too: with others the bits would differ
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from effarch.config import Config, UserError
+from effarch.training.checkpoint import CheckpointConfig
+from effarch.training.metrics import LogConfig
 from effarch.training.run import open_run, versions, write_atomic
 
 
@@ -19,6 +21,12 @@ class Settings(Config):
     names: tuple[str, ...] = ("x", "y")
     inner: Inner = Inner()
     nothing: int | None = None
+
+
+class Watched(Settings):
+    cache_dir: str = "here"
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
 
 
 def test_new_then_resumed(tmp_path):
@@ -45,6 +53,24 @@ def test_another_config_is_refused(tmp_path):
     )
     assert (tmp_path / "a" / "config.yaml").read_text() == before
     open_run(tmp_path, "a", Settings()).close()  # the lock is free again
+
+
+def test_how_a_run_is_saved_and_watched_may_change(tmp_path):
+    config = Watched()
+    open_run(tmp_path, "a", config).close()
+    other = config.replace(cache_dir="there", checkpoint=CheckpointConfig(every=7), log=LogConfig(every=3))
+    with open_run(tmp_path, "a", other) as run:
+        assert run.resume
+    with pytest.raises(UserError, match="another config"):
+        open_run(tmp_path, "a", other.replace(steps=11))
+
+
+def test_a_run_is_not_continued_against_the_users_will(tmp_path):
+    open_run(tmp_path, "a", Settings(), resume=False).close()
+    with pytest.raises(
+        UserError, match=r"expected no run here \(checkpoint.resume=false\); choose another"
+    ):
+        open_run(tmp_path, "a", Settings(), resume=False)
 
 
 @pytest.mark.parametrize("text", ["a: [", "\udcff", "just words"])
