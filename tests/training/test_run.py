@@ -67,9 +67,7 @@ def test_how_a_run_is_saved_and_watched_may_change(tmp_path):
 
 def test_a_run_is_not_continued_against_the_users_will(tmp_path):
     open_run(tmp_path, "a", Settings(), resume=False).close()
-    with pytest.raises(
-        UserError, match=r"expected no run here \(checkpoint.resume=false\); choose another"
-    ):
+    with pytest.raises(UserError, match=r"expected no run here \(checkpoint.resume=false\); choose another"):
         open_run(tmp_path, "a", Settings(), resume=False)
 
 
