@@ -23,6 +23,7 @@ from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm, l2_normalise
 from effarch.nn.rotary import rotate
 from effarch.nn.short_conv import ShortConv
+from effarch.ops.channels import over_tokens
 from effarch.ops.precision import accumulator
 from effarch.ops.recurrence import Delta, linear_recurrence
 from effarch.ops.recurrence.flops import recurrence_flops
@@ -128,8 +129,9 @@ class GatedDeltaNetMixer(Mixer):
             q, k = rotate(q, ctx.positions, c.rope_theta), rotate(k, ctx.positions, c.rope_theta)
         q = q * jnp.asarray(c.head_dim**-0.5, q.dtype)
         wide = accumulator(x)
-        step = jax.nn.softplus(self.a(x).astype(wide) + self.dt_bias[...].astype(wide)[None, None])
-        log_decay = -jnp.exp(self.log_rate[...].astype(wide))[None, None] * step
+        a = self.a(x).astype(wide)
+        step = jax.nn.softplus(a + over_tokens(self.dt_bias[...], a))
+        log_decay = -over_tokens(jnp.exp(self.log_rate[...].astype(wide)), step) * step
         beta = jax.nn.sigmoid(self.b(x).astype(wide)) * (2.0 if c.negative_eigenvalues else 1.0)
         o, s = linear_recurrence(
             q, k, v, transition=Delta(beta, log_decay), state=s, segment_ids=ctx.segments, form=ctx.form

@@ -23,6 +23,7 @@ from effarch.nn.lerp import lerp
 from effarch.nn.linear import Linear
 from effarch.nn.low_rank import LowRank
 from effarch.nn.norm import LayerNorm, unit_vector
+from effarch.ops.channels import over_tokens
 from effarch.ops.conv import token_shift
 from effarch.ops.precision import accumulator
 from effarch.ops.recurrence import DiagonalPlusRankOne, linear_recurrence
@@ -133,14 +134,11 @@ class RWKV7Mixer(Mixer):
         rate = jax.nn.sigmoid(self.a(mixed["a"])).reshape(heads)
         gate = self.g(mixed["g"], jax.nn.sigmoid).reshape(heads)
 
-        def per_head(p: nnx.Param) -> Array:
-            return p[...].astype(x.dtype)[None, None]
-
-        removed = unit_vector(k * per_head(self.xi))
-        k = k * (1.0 + (rate - 1.0) * per_head(self.alpha))
+        removed = unit_vector(k * over_tokens(self.xi[...], k))
+        k = k * (1.0 + (rate - 1.0) * over_tokens(self.alpha[...], k))
         transition = DiagonalPlusRankOne(log_decay, p=-rate * removed, r=removed)
         o, s = linear_recurrence(r, k, v, transition=transition, state=s, segment_ids=ctx.segments, form=ctx.form)
-        bonus = (r * k * per_head(self.bonus)).sum(axis=-1, keepdims=True) * v
+        bonus = (r * k * over_tokens(self.bonus[...], k)).sum(axis=-1, keepdims=True) * v
         y = self.o((self.norm(o) + bonus) * gate)
         return y, None if state is None else (s, last), ctx
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effarch.ops.channels import over_tokens
 from effarch.typing import Array, Float
 
 

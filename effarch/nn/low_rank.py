@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from flax import nnx
 
 from effarch.nn.linear import Linear
+from effarch.ops.channels import over_tokens
 from effarch.typing import Array, Float
 
 
@@ -39,7 +40,4 @@ class LowRank(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"], act: Callable[[Array], Array] = _same) -> Float[Array, "..."]:
         y = self.outer(act(self.inner(x)))
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(y.dtype)
-        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y if self.bias is None else y + over_tokens(self.bias[...], y)

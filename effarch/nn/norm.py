@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effarch.ops.channels import over_tokens
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float
 
@@ -24,8 +25,7 @@ def unit_vector(x: Float[Array, "... K"], eps: float = 1e-12) -> Float[Array, ".
 def _affine(y: Array, weight: nnx.Param | None, bias: nnx.Param | None) -> Array:
     for parameter, apply in ((weight, jnp.multiply), (bias, jnp.add)):
         if parameter is not None:
-            value = parameter[...].astype(y.dtype)
-            y = apply(y, value.reshape((1,) * (y.ndim - value.ndim) + value.shape))
+            y = apply(y, over_tokens(parameter[...], y))
     return y
 
 

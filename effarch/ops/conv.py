@@ -6,6 +6,7 @@ what the next call needs is carried in a state of the last real tokens.
 
 import jax.numpy as jnp
 
+from effarch.ops.channels import over_tokens
 from effarch.ops.segments import Segments, as_segments, compact, compacted, spread
 from effarch.typing import Array, Float, Int
 
@@ -61,11 +62,10 @@ def causal_conv(
     taps = weight.shape[0]
     segments = as_segments(segment_ids)
     views, state, moved = _lookback(x, taps - 1, state, segments)
-    weight = weight.astype(x.dtype)
-    taken = (view * weight[None, taps - 1 - ago, None, :] for ago, view in enumerate(views))
+    taken = (view * over_tokens(weight[taps - 1 - ago], view) for ago, view in enumerate(views))
     y = sum(taken, start=jnp.zeros((), x.dtype))
     if bias is not None:
-        y = y + bias.astype(x.dtype)[None, None, :]
+        y = y + over_tokens(bias, y)
     y = y if moved is None else spread(y, moved)
     if segments is not None and bias is not None:
         y = jnp.where(segments.real[..., None], y, jnp.zeros((), y.dtype))
