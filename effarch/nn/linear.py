@@ -43,7 +43,4 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(x.dtype)
-        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y if self.bias is None else y + over_tokens(self.bias[...], y)

@@ -6,6 +6,7 @@ what the next call needs is carried in a state of the last real tokens.
 
 import jax.numpy as jnp
 
+from effarch.ops.apart import apart
 from effarch.ops.channels import over_tokens
 from effarch.ops.segments import Segments, as_segments, compact, compacted, spread
 from effarch.typing import Array, Float, Int
@@ -20,7 +21,7 @@ def _lookback(
         state = jnp.zeros((batch, reach, width), x.dtype)
     if state.shape != (batch, reach, width):
         raise ValueError(f"state: expected shape [B, W - 1, D] = {[batch, reach, width]}, got {list(state.shape)}")
-    state = state.astype(x.dtype)
+    state, x = state.astype(x.dtype), apart(x)
     if segments is None:
         line = jnp.concatenate([state, x], axis=1)
         return [line[:, reach - ago : reach - ago + time] for ago in range(reach + 1)], line[:, time:], None
