@@ -9,8 +9,8 @@ from effarch.typing import Array
 def apart(x: Array) -> Array:
     """``x``; its gradient is written to memory once, before whatever comes before ``x`` reads it.
 
-    For gradients that are sums of many terms: a projection's backward pass reads its gradient several times, transposed,
-    and XLA on CPU would form the sum anew each time, column by column.
+    For gradients that are sums of many terms: the backward pass of a projection reads its gradient several times,
+    transposed, and XLA on CPU would form the sum anew each time, column by column.
     """
     return x
 
