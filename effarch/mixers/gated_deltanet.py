@@ -112,18 +112,10 @@ class GatedDeltaNetMixer(Mixer):
         s = jnp.zeros((batch_size, c.num_heads, c.head_dim, c.value_head_dim), jnp.float32)
         return s, self.conv.init_state(batch_size, self.dtype)
 
-    def _convolved(self, x: Array, conv_state: Array | None, ctx: Context) -> tuple[Array, Array, Array, Array]:
-        parts = [self.q(x), self.k(x), self.v(x)]
-        flat = [part.reshape(*x.shape[:2], -1) for part in parts]
-        mixed, conv_state = self.conv(jnp.concatenate(flat, axis=-1), conv_state, ctx.segments)
-        edges = [flat[0].shape[-1], 2 * flat[0].shape[-1]]
-        q, k, v = (y.reshape(p.shape) for y, p in zip(jnp.split(mixed, edges, axis=-1), parts, strict=True))
-        return q, k, v, conv_state
-
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         c = self.config
         s, conv_state = (None, None) if state is None else state
-        q, k, v, conv_state = self._convolved(x, conv_state, ctx)
+        (q, k, v), conv_state = self.conv.together([self.q(x), self.k(x), self.v(x)], conv_state, ctx.segments)
         q, k = l2_normalise(q), l2_normalise(k)
         if c.rope_theta is not None:
             q, k = rotate(q, ctx.positions, c.rope_theta), rotate(k, ctx.positions, c.rope_theta)
