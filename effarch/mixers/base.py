@@ -10,6 +10,7 @@ from flax import nnx
 
 from effarch.config import Config
 from effarch.mixers.context import Context, Progress
+from effarch.nn.linear import Linear
 from effarch.registry import Choice
 from effarch.typing import Array, Float, PyTree
 
@@ -61,7 +62,8 @@ class MixerConfig(Config):
 
     Flags (what one rules out shows up as a named skip in the tests):
       causal: no output depends on a later token. recurrent: state does not grow with the context.
-      fixed_length: T is fixed by the parameters. context_parallel: a sequence may be split over devices.
+      fixed_length: T is fixed by the parameters, as the field ``length`` says. context_parallel: a sequence may be
+        split over devices. packed: takes rows of several documents and padding; else it refuses ``segment_ids``.
       forms: the forms it has. transition: the class of its recurrence in words, "" if none.
       paper: arXiv id or DOI, and the title.
     """
@@ -70,6 +72,7 @@ class MixerConfig(Config):
     recurrent: ClassVar[bool] = False
     fixed_length: ClassVar[bool] = False
     context_parallel: ClassVar[bool] = False
+    packed: ClassVar[bool] = True
     stands_in_for_attention: ClassVar[bool] = True  # has from_attention
     forms: ClassVar[tuple[str, ...]] = ("parallel", "chunkwise", "recurrent")
     transition: ClassVar[str] = ""
@@ -122,6 +125,12 @@ MixerChoice = Annotated[MixerConfig, Choice("mixer")]
 ChannelChoice = Annotated[MixerConfig, Choice("channel")]
 
 
+def whole_rows_only(name: str, ctx: Context) -> None:
+    """Raises ``ValueError`` where a mixer that is not ``packed`` is given documents or padding."""
+    if ctx.segments is not None:
+        raise ValueError(f"segment_ids: {name} mixes whole rows and takes neither packed documents nor padding")
+
+
 def expand_heads(kernel: Float[Array, "... H K"], heads: int) -> Float[Array, "... H K"]:
     """The heads of a projection (its last axis but one) repeated to ``heads``, as grouped queries share them.
 
@@ -139,3 +148,20 @@ def copy_kernel(target: nnx.Param, kernel: Array, what: str) -> None:
     if target.shape != kernel.shape:
         raise ValueError(f"{what}: expected the teacher's shape {list(target.shape)}, got {list(kernel.shape)}")
     target[...] = kernel.astype(target.dtype)
+
+
+def copy_projections(attention: Any, *, scale: float = 1.0, **mine: Linear) -> None:
+    """Copies kernels of softmax attention into projections ``[D, H, K]``, its heads repeated to theirs.
+
+    Args:
+      attention: a softmax attention mixer. scale: multiplies what is copied into ``q`` (K^-1/2 where q is not scaled).
+      mine: by the teacher's names: ``q``, ``k``, ``v``, and ``o`` (``[H, V, D]``, never repeated).
+
+    Raises:
+      ValueError: a shape does not fit.
+    """
+    for name, linear in mine.items():
+        kernel = getattr(attention.qkv, name).kernel[...]
+        if name != "o":
+            kernel = expand_heads(kernel, linear.kernel.shape[-2])
+        copy_kernel(linear.kernel, kernel * scale if name == "q" else kernel, name)

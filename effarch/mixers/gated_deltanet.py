@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_kernel, expand_heads
+from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.decay import decay_rates
 from effarch.nn.linear import Linear
@@ -136,9 +136,6 @@ class GatedDeltaNetMixer(Mixer):
 
         Returns self.
         """
-        for name in ("q", "k", "v"):
-            mine, kernel = getattr(self, name).kernel, getattr(attention.qkv, name).kernel[...]
-            copy_kernel(mine, expand_heads(kernel, mine.shape[-2]), name)
-        copy_kernel(self.o.kernel, attention.qkv.o.kernel[...], "o")
+        copy_projections(attention, q=self.q, k=self.k, v=self.v, o=self.o)
         self.conv.vanish()
         return self

@@ -15,7 +15,7 @@ import numpy as np
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_kernel, expand_heads
+from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm
@@ -89,8 +89,5 @@ class RetNetMixer(Mixer):
 
     def from_attention(self, attention: Attention) -> Self:
         """q, k, v and o of the teacher, its key heads repeated; the gate and the norm are new. Returns self."""
-        for name in ("q", "k", "v"):
-            kernel = getattr(attention.qkv, name).kernel[...]
-            copy_kernel(getattr(self.qkv, name).kernel, expand_heads(kernel, self.config.num_heads), name)
-        copy_kernel(self.qkv.o.kernel, attention.qkv.o.kernel[...], "o")
+        copy_projections(attention, q=self.qkv.q, k=self.qkv.k, v=self.qkv.v, o=self.qkv.o)
         return self

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_kernel, expand_heads
+from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.lerp import lerp
 from effarch.nn.linear import Linear
@@ -147,10 +147,7 @@ class RWKV7Mixer(Mixer):
 
         Returns self.
         """
-        for mine, theirs, scale in (("r", "q", self.config.head_dim**-0.5), ("k", "k", 1.0), ("v", "v", 1.0)):
-            kernel = expand_heads(getattr(attention.qkv, theirs).kernel[...], self.config.num_heads)
-            copy_kernel(getattr(self, mine).kernel, scale * kernel, mine)
-        copy_kernel(self.o.kernel, attention.qkv.o.kernel[...], "o")
+        copy_projections(attention, q=self.r, k=self.k, v=self.v, o=self.o, scale=self.config.head_dim**-0.5)
         for mix in self.mix.values():
             mix[...] = jnp.zeros_like(mix[...])
         return self

@@ -13,10 +13,13 @@ from flax import nnx
 import effarch.mixers  # noqa: F401  (registers)
 from effarch import axes, registry
 from effarch.mixers import Context, LayerInfo, MixerConfig
+from tests.ops.recurrence_cases import random_segments
 
 MIXERS = registry.names("mixer")
 CHANNELS = registry.names("channel")
 ALL = [("mixer", name) for name in MIXERS] + [("channel", name) for name in CHANNELS]
+T = 72  # more than one chunk (32 for small heads), and not a multiple
+HALF = 36  # tokens of a piece: also more than one chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Subject:
 
         Zeros at the start (an output projection, a gate) would hide what stands behind.
         """
-        return _cast(_noisy(self.config, self.dim), dtype)
+        return _noisy_as(self.config, self.dim, jnp.dtype(dtype))
 
     def needs(self, **flags: Any) -> None:
         """Skips, naming the flag, where the config rules the property out."""
@@ -54,21 +57,31 @@ class Subject:
         if form not in self.config.forms:
             pytest.skip(f"{self.name}: forms are {', '.join(self.config.forms)}")
 
-    def input(self, batch: int, time: int, seed: int = 0, dtype=jnp.float32):
+    @property
+    def time(self) -> int:
+        """Tokens of a row: what the parameters fix, or T."""
+        return self.config.length if self.config.fixed_length else T
+
+    def input(self, seed: int = 0, dtype=jnp.float32, batch: int = 2, time: int | None = None):
         """A random ``[B, T, D]``."""
-        return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, time, self.dim)), dtype)
+        shape = (batch, time or self.time, self.dim)
+        return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+    def documents(self, seed: int, batch: int = 2):
+        """Random documents and padding anywhere; None where the mixer takes whole rows only."""
+        return random_segments(np.random.default_rng(seed), batch, self.time) if self.config.packed else None
 
     def run(self, x, *, parameters=None, state=None, progress=None, segment_ids=None, form="chunkwise", table=None):
         """``(y, state, progress)`` of the module."""
         parameters = self.parameters(x.dtype) if parameters is None else parameters
-        return _run(self.graph, form, table, parameters, x, state, progress, segment_ids)
+        return _run(self.graph, form, table, parameters, x, state, progress, _strong(segment_ids))
 
     def gradients(self, x, *, parameters=None, segment_ids=None, form="chunkwise", table=None, cotangent=None):
         """``y`` and the gradients of ``sum(y * cotangent)`` for parameters and x."""
         parameters = self.parameters(x.dtype) if parameters is None else parameters
         if cotangent is None:
-            cotangent = self.input(*x.shape[:2], seed=99, dtype=x.dtype)
-        return _gradients(self.graph, form, table, parameters, x, segment_ids, cotangent)
+            cotangent = self.input(seed=99, dtype=x.dtype)
+        return _gradients(self.graph, form, table, parameters, x, _strong(segment_ids), cotangent)
 
     def init_state(self, batch: int, length: int, dtype=jnp.float32):
         """The state before any token, in the precision of ``dtype``."""
@@ -81,6 +94,11 @@ def _module(config, dim):
 
 
 @lru_cache
+def _noisy_as(config, dim, dtype):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), _noisy(config, dim))
+
+
+@lru_cache
 def _noisy(config, dim):
     @jax.jit
     def make():
@@ -90,11 +108,13 @@ def _noisy(config, dim):
         noise = [0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
         return jax.tree.unflatten(tree, [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)])
 
-    return make()
+    with jax.enable_x64(False):  # the same draws for every precision
+        return jax.tree.map(np.asarray, make())
 
 
-def _cast(tree, dtype):
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x), dtype), tree)
+def _strong(ids):
+    """Of one dtype, so that it does not compile anew."""
+    return None if ids is None else jnp.asarray(np.asarray(ids, np.int32))
 
 
 def forward(graph, form, table, parameters, x, state, progress, segment_ids):

@@ -1,4 +1,8 @@
-"""What every registered mixer must do, as far as its flags say that it applies."""
+"""What every registered mixer must do, as far as its flags say that it applies.
+
+Compiling is what these tests spend their time on, so they share it: rows of one shape, documents always given (or
+never), pieces of one length. Tests of one mixer stay in one worker.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +14,15 @@ from jax.sharding import AxisType
 from effarch import axes, registry
 from effarch.config import load, to_yaml
 from effarch.mixers import LayerInfo, Progress
-from tests.conformance.harness import ALL, MIXERS, Subject, forward
-from tests.ops.recurrence_cases import random_segments
+from tests.conformance.harness import ALL, HALF, MIXERS, Subject, T, forward
 from tests.tolerances import TOL, assert_close
 
-T = 72  # more than one chunk of 64, and not a multiple
+
+def grouped(value, name):
+    return pytest.param(value, id=name, marks=pytest.mark.xdist_group(name))
 
 
-@pytest.fixture(params=ALL, ids=lambda p: p[1])
+@pytest.fixture(params=[grouped(pair, pair[1]) for pair in ALL])
 def subject(request) -> Subject:
     return Subject.of(*request.param)
 
@@ -30,12 +35,16 @@ def same_trees(actual, expected, tolerance):
         assert_close(x, y, tolerance, jax.tree_util.keystr(path), floor=1e-3 * size)
 
 
+def real(ids, like):
+    """1 at tokens, 0 at padding."""
+    return np.ones(like.shape[:2] + (1,)) if ids is None else np.asarray(ids > 0, np.float64)[..., None]
+
+
 def exact_gradients(subject, x, ids):
     """The most readable form in float64: the oracle of the others."""
     form = "parallel" if "parallel" in subject.config.forms else "chunkwise"
     with jax.enable_x64(True):
-        wide = jnp.asarray(np.asarray(x), jnp.float64)
-        cotangent = jnp.asarray(np.asarray(subject.input(*x.shape[:2], seed=99)), jnp.float64)
+        wide, cotangent = (jnp.asarray(np.asarray(y), jnp.float64) for y in (x, subject.input(seed=99)))
         return subject.gradients(wide, segment_ids=ids, form=form, cotangent=cotangent)
 
 
@@ -43,22 +52,29 @@ def exact_gradients(subject, x, ids):
 def test_forms_agree_with_the_float64_oracle(subject, form):
     """Values and all gradients, packed rows with padding anywhere."""
     subject.needs_form(form)
-    x = subject.input(2, T)
-    ids = random_segments(np.random.default_rng(3), 2, T)
+    x, ids = subject.input(), subject.documents(3)
     y, gradients = subject.gradients(x, segment_ids=ids, form=form)
     true, true_gradients = exact_gradients(subject, x, ids)
-    real = np.asarray(ids > 0, np.float32)[..., None]
-    assert_close(y * real, np.asarray(true) * real.astype(np.float64), TOL.f32_forward)
+    assert_close(y * real(ids, y), np.asarray(true) * real(ids, y), TOL.f32_forward)
     same_trees(gradients, true_gradients, TOL.f32_grad)
+
+
+def test_rows_without_documents_are_rows_of_one_document(subject):
+    subject.needs(packed=True)
+    x = subject.input()
+    y, gradients = subject.gradients(x)
+    one, one_gradients = subject.gradients(x, segment_ids=jnp.full(x.shape[:2], 3))
+    assert_close(y, one, TOL.f32_forward)
+    same_trees(gradients, one_gradients, TOL.f32_grad)
 
 
 def test_split_sequence_with_carried_state_is_the_whole(subject):
     subject.needs(causal=True)
-    x = subject.input(2, T)
-    whole, _, _ = subject.run(x)
+    x = subject.input()
+    whole, _ = subject.gradients(x)
     state, progress = subject.init_state(2, T), Progress.start(2)
-    a, state, progress = subject.run(x[:, :41], state=state, progress=progress)
-    b, state, progress = subject.run(x[:, 41:], state=state, progress=progress)
+    a, state, progress = subject.run(x[:, :HALF], state=state, progress=progress)
+    b, state, progress = subject.run(x[:, HALF:], state=state, progress=progress)
     assert_close(jnp.concatenate([a, b], axis=1), whole, TOL.f32_forward)
     assert progress.length.tolist() == [T, T]
 
@@ -67,77 +83,88 @@ def test_token_by_token_is_the_whole(subject):
     """Decoding, with documents that end and padding in the middle."""
     subject.needs(causal=True)
     subject.needs_form("recurrent")
-    x = subject.input(2, 24)
-    ids = jnp.asarray([[0, 0] + [7] * 9 + [0] + [7] * 4 + [3] * 8, [5] * 20 + [0] * 4])
-    whole, _, _ = subject.run(x, segment_ids=ids)
-    state, progress = subject.init_state(2, 24), Progress.start(2)
-    for t in range(24):
+    x, steps = subject.input(), 24
+    ids = np.zeros((2, T), np.int64)
+    ids[:, :steps] = [[0, 0] + [7] * 9 + [0] + [7] * 4 + [3] * 8, [5] * 20 + [0] * 4]
+    ids = jnp.asarray(ids)
+    whole, _ = subject.gradients(x, segment_ids=ids)
+    state, progress = subject.init_state(2, T), Progress.start(2)
+    for t in range(steps):
         y, state, progress = subject.run(
             x[:, t : t + 1], state=state, progress=progress, segment_ids=ids[:, t : t + 1], form="recurrent"
         )
-        real = np.asarray(ids[:, t] > 0, np.float32)[:, None]
-        assert_close(y[:, 0] * real, whole[:, t] * real, 2 * TOL.f32_forward, f"token {t}", floor=0.1)
+        mask = np.asarray(ids[:, t] > 0, np.float32)[:, None]
+        assert_close(y[:, 0] * mask, whole[:, t] * mask, 2 * TOL.f32_forward, f"token {t}", floor=0.1)
     assert progress.length.tolist() == [8, 20] and progress.last_segment.tolist() == [3, 5]
 
 
 def test_prefill_in_pieces_with_documents_and_padding_is_the_whole(subject):
     """Pieces of different rows end in padding, documents end inside pieces, the same id goes on and another resets."""
     subject.needs(causal=True)
-    x = subject.input(3, T, seed=5)
-    for seed in range(3):
-        ids = random_segments(np.random.default_rng(seed), 3, T)
-        whole, _, _ = subject.run(x, segment_ids=ids)
-        state, progress = subject.init_state(3, T), Progress.start(3)
+    x = subject.input(seed=5)
+    for seed in range(4):
+        ids = subject.documents(seed)
+        whole, _ = subject.gradients(x, segment_ids=ids)
+        state, progress = subject.init_state(2, T), Progress.start(2)
         pieces = []
-        for cut in (slice(0, 24), slice(24, 48), slice(48, 72)):
+        for cut in (slice(0, HALF), slice(HALF, T)):
             y, state, progress = subject.run(x[:, cut], state=state, progress=progress, segment_ids=ids[:, cut])
             pieces.append(y)
-        real = np.asarray(ids > 0, np.float32)[..., None]
-        assert_close(jnp.concatenate(pieces, axis=1) * real, whole * real, TOL.f32_forward)
+        mask = real(ids, x)
+        assert_close(jnp.concatenate(pieces, axis=1) * mask, whole * mask, TOL.f32_forward)
 
 
 def test_packed_documents_are_separate_documents(subject):
     """Equal values; the gradient of one document in another is exactly zero."""
-    x = subject.input(1, T)
-    ids = jnp.asarray([[4] * 30 + [9] * (T - 30)])
-    packed, _, _ = subject.run(x, segment_ids=ids)
-    first, _, _ = subject.run(x[:, :30])
-    second, _, _ = subject.run(x[:, 30:])
-    assert_close(packed, jnp.concatenate([first, second], axis=1), TOL.f32_forward)
-    cotangent = subject.input(1, T, seed=99)
-    for kept, other in ((slice(0, 30), slice(30, T)), (slice(30, T), slice(0, 30))):
-        part = jnp.zeros_like(cotangent).at[:, kept].set(cotangent[:, kept])
-        _, (_, gx) = subject.gradients(x, segment_ids=ids, cotangent=part)
-        assert (gx[:, other] == 0).all() and (gx[:, kept] != 0).any()
+    subject.needs(packed=True)
+    x = subject.input()
+    x = x.at[1].set(x[0])
+    packed, _ = subject.gradients(x, segment_ids=jnp.asarray([[4] * 30 + [9] * (T - 30)] * 2))
+    apart, _ = subject.gradients(x, segment_ids=jnp.asarray([[4] * 30 + [0] * (T - 30), [0] * 30 + [4] * (T - 30)]))
+    assert_close(packed[0], jnp.concatenate([apart[0, :30], apart[1, 30:]]), TOL.f32_forward)
+    cotangent = subject.input(seed=99).at[0, 30:].set(0).at[1, :30].set(0)
+    _, (_, gx) = subject.gradients(x, segment_ids=jnp.asarray([[4] * 30 + [9] * (T - 30)] * 2), cotangent=cotangent)
+    for row, kept, other in ((0, slice(0, 30), slice(30, T)), (1, slice(30, T), slice(0, 30))):
+        assert (gx[row, other] == 0).all() and (gx[row, kept] != 0).any()
 
 
 def test_padding_is_the_identity(subject):
-    """Left, right and inside: nothing moves, no gradient arrives, and NaN in it stays there."""
-    subject.needs(fixed_length=False)
-    x = subject.input(1, 40)
-    bare, _, _ = subject.run(x)
-    spread = np.zeros(T, bool)
-    spread[[*range(5, 18), *range(21, 48)]] = True
-    padded = jnp.full((1, T, subject.dim), jnp.nan).at[:, spread].set(x)
-    ids = jnp.asarray(spread[None].astype(np.int32))
-    mask = jnp.asarray(spread[None, :, None])
-    cotangent = jnp.where(mask, subject.input(1, T, seed=99), 0)
-    clean = jnp.where(mask, padded, 0.5)
-    y, (gp, gx) = subject.gradients(clean, segment_ids=ids, cotangent=cotangent)
-    assert_close(y[:, spread], bare, TOL.f32_forward)
-    assert (gx[:, ~spread] == 0).all()
-    state = subject.init_state(1, T) if subject.config.causal else None
-    dirty, _, _ = subject.run(padded, segment_ids=ids, state=state)
-    assert_close(dirty[:, spread], bare, TOL.f32_forward)
+    """Left, right and inside: nothing moves, no gradient arrives."""
+    subject.needs(packed=True)
+    x = subject.input()
+    places = np.zeros((2, T), bool)
+    places[0, [*range(5, 18), *range(21, 48)]] = True
+    places[1, :40] = True
+    row = x[0, :40]
+    clean = jnp.full_like(x, 0.5).at[0, places[0]].set(row).at[1, :40].set(row)
+    cotangent = jnp.where(jnp.asarray(places)[..., None], subject.input(seed=99), 0)
+    y, (_, gx) = subject.gradients(clean, segment_ids=jnp.asarray(places.astype(np.int32)), cotangent=cotangent)
+    assert_close(y[0, places[0]], y[1, :40], TOL.f32_forward)
+    assert (gx[~places] == 0).all()
+
+
+def test_nan_in_padding_stays_there(subject):
+    subject.needs(causal=True)
+    x = subject.input()[:, :HALF]
+    places = np.zeros((2, HALF), bool)
+    places[0, [*range(5, 14), *range(17, 30)]] = True
+    places[1, :20] = True
+    ids, mask = jnp.asarray(places.astype(np.int32)), jnp.asarray(places)[..., None]
+    state = subject.init_state(2, T)
+    clean, after, _ = subject.run(x, segment_ids=ids, state=state, progress=Progress.start(2))
+    dirty, same, _ = subject.run(jnp.where(mask, x, jnp.nan), segment_ids=ids, state=state, progress=Progress.start(2))
+    assert_close(dirty[places], clean[places], TOL.f32_forward)
+    for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(after), strict=True):
+        assert_close(a, b, TOL.f32_forward)
 
 
 def test_a_row_of_padding_changes_no_state(subject):
     subject.needs(causal=True)
-    x = subject.input(2, 24)
+    x = subject.input()[:, :HALF]
     state, progress = subject.init_state(2, T), Progress.start(2)
     _, state, progress = subject.run(x, state=state, progress=progress)
     _, after, later = subject.run(
-        x[:, ::-1], state=state, progress=progress, segment_ids=jnp.asarray([[0] * 24, [1] * 24])
+        x[:, ::-1], state=state, progress=progress, segment_ids=jnp.asarray([[0] * HALF, [1] * HALF])
     )
     for a, b in zip(jax.tree.leaves((after, later)), jax.tree.leaves((state, progress)), strict=True):
         assert (a[0] == b[0]).all()
@@ -146,16 +173,16 @@ def test_a_row_of_padding_changes_no_state(subject):
 def test_causality_by_gradient(subject):
     """No output depends on a later token, to the bit."""
     subject.needs(causal=True)
-    x = subject.input(1, T)
-    for t in (0, 17, 63, 64, 70):
-        cotangent = jnp.zeros((1, T, subject.dim)).at[:, : t + 1].set(subject.input(1, t + 1, seed=98))
+    x = subject.input()
+    for t in (0, 17, 31, 32, 63, 64, 70):
+        cotangent = subject.input(seed=98).at[:, t + 1 :].set(0)
         _, (_, gx) = subject.gradients(x, cotangent=cotangent)
         assert (gx[:, t + 1 :] == 0).all() and (gx[:, t] != 0).any()
 
 
 def test_bfloat16_is_close_to_float32(subject):
-    x = subject.input(2, T)
-    y, _, _ = subject.run(x)
+    x = subject.input()
+    y, _ = subject.gradients(x)
     low, _, _ = subject.run(x.astype(jnp.bfloat16), parameters=subject.parameters())
     assert low.dtype == jnp.bfloat16
     assert_close(low.astype(jnp.float32), y, TOL.bf16)
@@ -163,7 +190,7 @@ def test_bfloat16_is_close_to_float32(subject):
 
 def test_extreme_inputs_keep_gradients_finite(subject):
     """Inputs a thousand times too large drive every gate to its end: log-decays far beyond -316 per token."""
-    x = 1e3 * subject.input(1, T)
+    x = 1e3 * subject.input()
     y, gradients = subject.gradients(x)
     assert jnp.isfinite(y).all()
     for leaf in jax.tree.leaves(gradients):
@@ -171,11 +198,10 @@ def test_extreme_inputs_keep_gradients_finite(subject):
 
 
 def test_sharded_over_eight_devices_is_single(subject):
-    time = T if subject.config.context_parallel else None
+    split_time = subject.config.context_parallel
     mesh = jax.make_mesh((2, 4), ("data", "context"), axis_types=(AxisType.Auto,) * 2)
-    table = axes.Rules(mesh, (("batch", "data"), *((("time", "context"),) if time else ())))
-    x = subject.input(2, T)
-    ids = random_segments(np.random.default_rng(4), 2, T)
+    table = axes.Rules(mesh, (("batch", "data"), *((("time", "context"),) if split_time else ())))
+    x, ids = subject.input(), subject.documents(4)
     y, gradients = subject.gradients(x, segment_ids=ids)
     split, split_gradients = subject.gradients(x, segment_ids=ids, table=table)
     assert_close(split, y, TOL.f32_forward)
@@ -198,29 +224,37 @@ def test_compiled_memory_grows_linearly(subject):
 
 
 def test_state_bytes_are_those_of_the_state(subject):
+    subject.needs(causal=True)
     for time in (16, 1024):
         state = subject.init_state(1, time)
         held = sum(x.nbytes for x in jax.tree.leaves(state))
         assert subject.config.state_bytes(subject.dim, time) == held
     grows = subject.config.state_bytes(subject.dim, 4096) > subject.config.state_bytes(subject.dim, 1024)
     assert grows != subject.config.recurrent
-    assert subject.config.flops(subject.dim, 1024) > 0
+
+
+def test_flops_are_counted(subject):
+    time = subject.time
+    once, twice = subject.config.flops(subject.dim, time), subject.config.flops(subject.dim, 2 * time)
+    assert once > 0 and twice >= 2 * once
 
 
 def test_no_state_in_none_out_and_state_keeps_its_shape(subject):
     """Training carries nothing; a compiled decoding loop needs states that keep shapes and dtypes."""
-    _, state, _ = subject.run(subject.input(2, T))
-    assert state is None
+    none = jax.eval_shape(lambda x: subject.run(x)[1], subject.input())
+    assert none is None
     subject.needs(causal=True)
-    before = subject.init_state(2, T)
-    _, after, _ = subject.run(subject.input(2, 1), state=before, progress=Progress.start(2), form="recurrent")
+    before, ids = subject.init_state(2, T), jnp.ones((2, 1), jnp.int32)
+    x = subject.input(time=1)
+    _, after, _ = subject.run(x, state=before, progress=Progress.start(2), segment_ids=ids, form="recurrent")
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 def test_every_parameter_names_its_axes(subject):
-    params = nnx.split(subject.config.make(subject.dim, layer=LayerInfo(), rngs=nnx.Rngs(0)), nnx.Param, ...)[1]
+    made = jax.eval_shape(lambda: subject.config.make(subject.dim, layer=LayerInfo(), rngs=nnx.Rngs(0)))
+    params = nnx.split(made, nnx.Param, ...)[1]
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     for leaf in leaves:
         names = leaf.get_metadata()["axes"]
@@ -237,7 +271,7 @@ def test_config_is_complete(subject):
     assert registry.get(subject.kind, subject.name) is type(config)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", [grouped(name, name) for name in MIXERS])
 def test_teacher_weights_transfer(name):
     """With the teacher's heads and projections, whatever its own gates and norms do: the output projection is the
     teacher's.
