@@ -30,11 +30,17 @@ def _affine(y: Array, weight: nnx.Param | None, bias: nnx.Param | None) -> Array
 
 
 class RMSNorm(nnx.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis (1910.07467)."""
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis (1910.07467).
 
-    def __init__(self, dim: int, *, eps: float = 1e-6, axes: tuple[str | None] = ("embed",)) -> None:
+    With ``heads`` the input is ``[..., H, V]``: each head has its own mean and weights.
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int | None = None, eps: float = 1e-6, axes: tuple[str | None, ...] = ("embed",)
+    ) -> None:
         self.eps = eps
-        self.weight = nnx.Param(jnp.ones((dim,), jnp.float32), axes=axes)
+        shape = (dim,) if heads is None else (heads, dim)
+        self.weight = nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         y = x.astype(accumulator(x))
@@ -46,15 +52,22 @@ class LayerNorm(nnx.Module):
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis (1607.06450).
 
     With ``heads`` the input is ``[..., H, V]``: each head has its own statistics and affine (GroupNorm with H groups).
+    Without ``bias`` there is a weight only.
     """
 
     def __init__(
-        self, dim: int, *, heads: int | None = None, eps: float = 1e-5, axes: tuple[str | None, ...] = ("embed",)
+        self,
+        dim: int,
+        *,
+        heads: int | None = None,
+        bias: bool = True,
+        eps: float = 1e-5,
+        axes: tuple[str | None, ...] = ("embed",),
     ) -> None:
         self.eps = eps
         shape = (dim,) if heads is None else (heads, dim)
         self.weight = nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if bias else None
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         y = x.astype(accumulator(x))

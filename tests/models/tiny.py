@@ -38,14 +38,14 @@ def initialised(config: LMConfig) -> LM:
 
 @lru_cache
 def split(config: LMConfig):
-    """Graph and parameters of a model: initial values plus noise, for zeros would hide what stands behind them."""
-    graph, params = nnx.split(initialised(config))
+    """Graph and variables of a model: parameters plus noise, for zeros would hide what stands behind them."""
+    graph, params, fixed = nnx.split(initialised(config), nnx.Param, ...)
     rng = np.random.default_rng(1)
 
     def noisy(x):
         return jnp.asarray(np.asarray(x) + 0.15 * rng.normal(size=x.shape), x.dtype)
 
-    return graph, jax.tree.map(noisy, params)
+    return graph, nnx.merge_state(jax.tree.map(noisy, params), fixed)
 
 
 def model(config: LMConfig) -> LM:
