@@ -212,12 +212,15 @@ def test_compiled_memory_grows_linearly(subject):
     """Forward and backward; parameters and inputs excluded."""
     subject.needs(fixed_length=False)
 
-    def loss(parameters, x):
+    trained, fixed = nnx.split_state(subject.parameters(), nnx.Param, ...)
+
+    def loss(trained, x):
+        parameters = nnx.merge_state(trained, fixed)
         return (forward(subject.graph, "chunkwise", None, parameters, x, None, None, None)[0] ** 2).sum()
 
     def temporaries(time):
         x = jax.ShapeDtypeStruct((1, time, subject.dim), jnp.float32)
-        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(subject.parameters(), x)
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(trained, x)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert np.log(temporaries(65536) / temporaries(8192)) / np.log(8) <= 1.05
