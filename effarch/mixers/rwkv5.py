@@ -71,7 +71,7 @@ class RWKV5Mixer(TimeMix):
         self.omega = nnx.Param(speed, axes=PER_HEAD)
 
     def speed(self, mixed: dict[str, Array], k: Array) -> Array:
-        """omega of every token, ``[B, T, H, K]``, in the accumulator's dtype."""
+        """Omega of every token, ``[B, T, H, K]``, in the accumulator's dtype."""
         return over_tokens(self.omega[...], k.astype(accumulator(k)))
 
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
