@@ -102,8 +102,9 @@ class MixerConfig(Config):
     def matching(self, attention: "MixerConfig") -> Self:
         """This config with the head layout and rotary base of an attention config, where its own are the defaults.
 
-        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values. A
-        value that differs from the default was chosen, and stays.
+        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values; a
+        mixer without heads (``channels``) has those of all heads side by side. A value that differs from the default
+        was chosen, and stays.
         """
         sizes = {
             "num_heads": getattr(attention, "num_heads", None),
@@ -112,6 +113,8 @@ class MixerConfig(Config):
             "value_head_dim": getattr(attention, "head_dim", None),
             "rope_theta": getattr(attention, "rope_theta", None),
         }
+        if sizes["num_heads"] and sizes["head_dim"]:
+            sizes["channels"] = sizes["num_heads"] * sizes["head_dim"]
         fields = type(self).model_fields
         taken = {
             name: size

@@ -8,6 +8,7 @@ h // (num_heads / num_key_heads). A student may keep its teacher's rotary positi
 KDA and DeltaProduct derive from it: they add a decay, an output gate, or more writes per token.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, Self
 
@@ -89,7 +90,7 @@ class DeltaNet(MixerConfig):
 class DeltaNetMixer(Mixer):
     """The module; see the file. Its state: S [B, H, K, V] float32, and the last inputs of the convolution."""
 
-    recurrence = staticmethod(linear_recurrence)
+    recurrence: ClassVar[Callable[..., tuple[Array, Array]]] = staticmethod(linear_recurrence)
 
     def __init__(self, config: DeltaNet, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> None:
         self.config = config
