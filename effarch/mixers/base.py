@@ -131,6 +131,13 @@ def whole_rows_only(name: str, ctx: Context) -> None:
         raise ValueError(f"segment_ids: {name} mixes whole rows and takes neither packed documents nor padding")
 
 
+def rows_of_length(name: str, length: int, x: Float[Array, "B T D"], ctx: Context) -> None:
+    """Raises ``ValueError`` where a ``fixed_length`` mixer is given other rows than its parameters are for."""
+    whole_rows_only(name, ctx)
+    if x.shape[1] != length:
+        raise ValueError(f"length: expected rows of {length} tokens, as {name} is made for, got {x.shape[1]}")
+
+
 def expand_heads(kernel: Float[Array, "... H K"], heads: int) -> Float[Array, "... H K"]:
     """The heads of a projection (its last axis but one) repeated to ``heads``, as grouped queries share them.
 
