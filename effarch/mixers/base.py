@@ -24,7 +24,7 @@ class LayerInfo:
     Attributes:
       index: of the layer, from 0; a traced integer where layers are initialised together.
       count: number of layers.
-      first: whether this is the first layer with its mixer (static; it may have other parameters).
+      first: whether this is the first layer of those that share values (static; it may have other parameters).
       dtype: of activations, and so of what a cache stores.
     """
 
@@ -77,6 +77,11 @@ class MixerConfig(Config):
     forms: ClassVar[tuple[str, ...]] = ("parallel", "chunkwise", "recurrent")
     transition: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+
+    @property
+    def shares(self) -> str:
+        """Names the layers of a model that pass values on among themselves, the first of which differs: its type's."""
+        return self.type_name or type(self).__qualname__
 
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> Mixer:
         """The module for a model of width ``dim``. Raises ``ValueError`` where the width does not fit."""
