@@ -24,7 +24,7 @@ class LayerInfo:
     Attributes:
       index: of the layer, from 0; a traced integer where layers are initialised together.
       count: number of layers.
-      first: whether this is the first layer with its mixer (static; it may have other parameters).
+      first: whether this is the first layer of those that share values (static; it may have other parameters).
       dtype: of activations, and so of what a cache stores.
     """
 
@@ -77,6 +77,11 @@ class MixerConfig(Config):
     forms: ClassVar[tuple[str, ...]] = ("parallel", "chunkwise", "recurrent")
     transition: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+
+    @property
+    def shares(self) -> str:
+        """Names the layers of a model that pass values on among themselves, the first of which differs: its type's."""
+        return self.type_name or type(self).__qualname__
 
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> Mixer:
         """The module for a model of width ``dim``. Raises ``ValueError`` where the width does not fit."""
@@ -132,6 +137,13 @@ def whole_rows_only(name: str, ctx: Context) -> None:
     """Raises ``ValueError`` where a mixer that is not ``packed`` is given documents or padding."""
     if ctx.segments is not None:
         raise ValueError(f"segment_ids: {name} mixes whole rows and takes neither packed documents nor padding")
+
+
+def rows_of_length(name: str, length: int, x: Float[Array, "B T D"], ctx: Context) -> None:
+    """Raises ``ValueError`` where a ``fixed_length`` mixer is given other rows than its parameters are for."""
+    whole_rows_only(name, ctx)
+    if x.shape[1] != length:
+        raise ValueError(f"length: expected rows of {length} tokens, as {name} is made for, got {x.shape[1]}")
 
 
 def expand_heads(kernel: Float[Array, "... H K"], heads: int) -> Float[Array, "... H K"]:

@@ -1,11 +1,13 @@
 """One layer: a sequence mixer and a channel mixer, each behind a norm, each added to the residual stream."""
 
+from typing import Literal
+
 import pydantic
 from flax import nnx
 
 from effarch.config import Config
 from effarch.mixers.base import ChannelChoice, Context, LayerInfo, MixerChoice
-from effarch.nn.norm import LayerNorm, RMSNorm
+from effarch.nn.norm import Affine, LayerNorm, RMSNorm
 from effarch.typing import Array, Float, PyTree
 
 #: What a block can be asked to show of itself, by name. All are [B, T, D].
@@ -21,8 +23,13 @@ class BlockConfig(Config):
     )
 
 
-def make_norm(kind: str, dim: int, eps: float) -> RMSNorm | LayerNorm:
-    """The norm called "rms" or "layer"."""
+NormKind = Literal["rms", "layer", "affine"]
+
+
+def make_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm | Affine:
+    """The norm of that name; "affine" only scales and shifts."""
+    if kind == "affine":
+        return Affine(dim)
     return RMSNorm(dim, eps=eps) if kind == "rms" else LayerNorm(dim, eps=eps)
 
 
@@ -34,7 +41,7 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, config: BlockConfig, dim: int, *, norm: str, eps: float, layer: LayerInfo, rngs: nnx.Rngs
+        self, config: BlockConfig, dim: int, *, norm: NormKind, eps: float, layer: LayerInfo, rngs: nnx.Rngs
     ) -> None:
         self.mixer_norm = make_norm(norm, dim, eps)
         self.mixer = config.mixer.make(dim, layer=layer, rngs=rngs)

@@ -61,3 +61,14 @@ class LayerNorm(nnx.Module):
         y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return _affine(y, self.weight, self.bias).astype(x.dtype)
+
+
+class Affine(nnx.Module):
+    """``x * weight + bias`` over the last axis: what ResMLP (2105.03404) has in place of a norm."""
+
+    def __init__(self, dim: int, *, axes: tuple[str | None] = ("embed",)) -> None:
+        self.weight = nnx.Param(jnp.ones((dim,), jnp.float32), axes=axes)
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32), axes=axes)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return _affine(x, self.weight, self.bias)
