@@ -12,7 +12,7 @@ from flax import nnx
 from effarch import axes
 from effarch.config import Config
 from effarch.mixers.base import Context, LayerInfo, Progress
-from effarch.models.block import TAPS, Block, BlockConfig, make_norm
+from effarch.models.block import TAPS, Block, BlockConfig, NormKind, make_norm
 from effarch.models.stack import Body, Layout, make_stack, scan_layers
 from effarch.nn.embedding import Embedding
 from effarch.nn.linear import Linear
@@ -29,8 +29,12 @@ class LMConfig(Config):
     dim: int = pydantic.Field(512, gt=0, description="width D of the residual stream")
     num_layers: int = pydantic.Field(6, gt=0, description="layers")
     pattern: Pattern = pydantic.Field((BlockConfig(),), description="layers repeat this list of blocks")
-    norm: Literal["rms", "layer"] = pydantic.Field("rms", description="kind of the norms")
+    norm: NormKind = pydantic.Field("rms", description='kind of the norms; "rms_plus_one" multiplies by 1 + w (Gemma)')
     norm_eps: float = pydantic.Field(1e-6, gt=0, description="of the norms")
+    deep_norm: bool = pydantic.Field(
+        False, description="the residual is (2L)^(1/4) times the normalised input (2203.00555, MiniMax-01)"
+    )
+    embed_scale: bool = pydantic.Field(False, description="embeddings times sqrt(D), rounded to bf16 (Gemma)")
     embed_norm: bool = pydantic.Field(False, description="a norm after the embedding (RWKV)")
     tie_embeddings: bool = pydantic.Field(True, description="the head is the embedding's table")
     logit_cap: float | None = pydantic.Field(None, gt=0, description="cap * tanh(logits / cap); null: none")
@@ -38,6 +42,11 @@ class LMConfig(Config):
     param_dtype: DType = pydantic.Field("float32", description="of parameters")
     remat: Literal["none", "full", "dots"] = pydantic.Field("none", description="what the backward pass recomputes")
     scan_layers: bool = pydantic.Field(True, description="scan repeated layers in training; false unrolls them")
+
+    @property
+    def residual_scale(self) -> float | None:
+        """Of the normalised input as residual; None: the residual is the input itself."""
+        return (2 * self.num_layers) ** 0.25 if self.deep_norm else None
 
     def block(self, index: int) -> BlockConfig:
         """The config of layer ``index``."""
@@ -112,7 +121,8 @@ class LM(nnx.Module):
         self.embed_norm = make_norm(config.norm, dim, config.norm_eps) if config.embed_norm else None
 
         def make(block: BlockConfig, layer: LayerInfo, rngs: nnx.Rngs) -> Block:
-            return Block(block, dim, norm=config.norm, eps=config.norm_eps, layer=layer, rngs=rngs)
+            options = {"norm": config.norm, "eps": config.norm_eps, "residual_scale": config.residual_scale}
+            return Block(block, dim, layer=layer, rngs=rngs, **options)
 
         blocks = [config.block(i) for i in range(config.num_layers)]
         self.stack = make_stack(blocks, make, key=rngs.params(), dtype=config.dtype, scan=config.scan_layers)
@@ -136,6 +146,8 @@ class LM(nnx.Module):
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The residual stream before the first layer."""
         x = self.embedding(tokens, jnp.dtype(self.config.dtype))
+        if self.config.embed_scale:
+            x = x * jnp.asarray(self.config.dim**0.5, jnp.bfloat16).astype(x.dtype)
         x = x if self.embed_norm is None else self.embed_norm(x)
         return axes.constrain(x, "batch", "time", "embed")
 
