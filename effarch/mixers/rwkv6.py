@@ -55,6 +55,8 @@ class RWKV6(TimeMixConfig):
 class RWKV6Mixer(RWKV5Mixer):
     """The module; see the file. Its state: S [B, H, K, V] float32, and the last input [B, D]."""
 
+    config: RWKV6
+
     def make_decay(self, speed: Array, rngs: nnx.Rngs) -> None:
         rank, shape = self.config.rank_w, speed.shape
         scales = (0.0, rank * 1e-4 / 3)  # the authors' outer map is uniform in +-0.01
