@@ -36,6 +36,7 @@ class MinGRU(MixerConfig):
     """A running average per channel whose speed is a gate."""
 
     recurrent: ClassVar[bool] = True
+    context_parallel: ClassVar[bool] = True
     forms: ClassVar[tuple[str, ...]] = ("chunkwise", "recurrent")
     transition: ClassVar[str] = "elementwise"
     paper: ClassVar[str] = "2410.01201 Were RNNs All We Needed?"

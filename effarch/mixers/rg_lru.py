@@ -48,6 +48,7 @@ class RGLRU(MixerConfig):
     """A gated decay per channel, normalised so that the state keeps its variance."""
 
     recurrent: ClassVar[bool] = True
+    context_parallel: ClassVar[bool] = True
     forms: ClassVar[tuple[str, ...]] = ("chunkwise", "recurrent")
     transition: ClassVar[str] = "elementwise"
     paper: ClassVar[str] = "2402.19427 Griffin: Mixing Gated Linear Recurrences with Local Attention"
