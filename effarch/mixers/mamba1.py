@@ -38,6 +38,7 @@ class Mamba1(MixerConfig):
     """Selective state spaces: a decay per channel and state, formed from the input."""
 
     recurrent: ClassVar[bool] = True
+    context_parallel: ClassVar[bool] = True
     forms: ClassVar[tuple[str, ...]] = ("chunkwise", "recurrent")
     transition: ClassVar[str] = "elementwise"
     paper: ClassVar[str] = "2312.00752 Mamba: Linear-Time Sequence Modeling with Selective State Spaces"
