@@ -1,4 +1,7 @@
-"""The decoder language model, with every registered mixer and with hybrids."""
+"""The decoder language model, with every registered mixer and with hybrids.
+
+What all share is compiled for a few of them by default, one of every kind of state and layout, and for all in `slow`.
+"""
 
 import math
 from functools import lru_cache, partial
@@ -22,7 +25,11 @@ B, T, PREFILL = 4, 40, 32
 IDS = jnp.asarray(
     [[0] * 5 + [7] * 35, [3] * 34 + [4] * 6, [2] * 19 + [0] * 13 + [2] * 8, [1] * 6 + [5] * 28 + [0] * 2 + [5] * 4]
 )
-MODELS = (*registry.names("mixer"), "hybrid")
+CORE = ("softmax_attention", "sliding_window", "gated_deltanet", "rwkv7", "hgrn2", "hybrid")
+MODELS = [
+    pytest.param(name, id=name, marks=[pytest.mark.xdist_group(name), *([] if name in CORE else [pytest.mark.slow])])
+    for name in (*registry.names("mixer"), "hybrid")
+]
 LAYOUTS = dict.fromkeys(("rwkv7", "hgrn2"), Layout(1, 1, 2, 0)) | {"hybrid": Layout(0, 4, 2, 1)}  # the first differs
 
 
