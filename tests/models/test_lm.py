@@ -30,7 +30,8 @@ MODELS = [
     pytest.param(name, id=name, marks=[pytest.mark.xdist_group(name), *([] if name in CORE else [pytest.mark.slow])])
     for name in (*registry.names("mixer"), "hybrid")
 ]
-LAYOUTS = dict.fromkeys(("rwkv7", "hgrn2"), Layout(1, 1, 2, 0)) | {"hybrid": Layout(0, 4, 2, 1)}  # the first differs
+FIRST_DIFFERS = ("rwkv7", "hgrn", "hgrn2")
+LAYOUTS = dict.fromkeys(FIRST_DIFFERS, Layout(1, 1, 2, 0)) | {"hybrid": Layout(0, 4, 2, 1)}
 
 
 @lru_cache

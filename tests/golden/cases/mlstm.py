@@ -7,35 +7,28 @@ import jax
 import jax.numpy as jnp
 
 from effarch.mixers.mlstm import MLSTM
-from tests.golden.modules import call, put
+from tests.golden.mixer import heads, normal, ours_with_state, torchs
 
-DIM, HEADS = 16, 2
-KEY, VALUE = DIM // 2, DIM
-CAP = 15.0
+D, H, K, V, CAP = 16, 2, 4, 8, 15.0
 
 
 def inputs(rng):
-    return {"x": rng.normal(size=(1, 40, DIM))}
-
-
-def weights(rng):
-    shapes = {
-        "q": (KEY, DIM),
-        "k": (KEY, DIM),
-        "v": (VALUE, DIM),
-        "ogate_preact": (VALUE, DIM),
-        "igate_preact": (HEADS, DIM),
-        "fgate_preact": (HEADS, DIM),
-        "out_proj": (DIM, VALUE),
-    }
-    found = {f"{name}.weight": rng.normal(size=shape) * shape[1] ** -0.5 for name, shape in shapes.items()}
+    found = normal(
+        rng,
+        q__weight=(H * K, D),
+        k__weight=(H * K, D),
+        v__weight=(H * V, D),
+        ogate_preact__weight=(H * V, D),
+        igate_preact__weight=(H, D),
+        igate_preact__bias=(H,),
+        fgate_preact__weight=(H, D),
+        fgate_preact__bias=(H,),
+        multihead_norm__weight=(H * V,),
+        out_proj__weight=(D, H * V),
+    )
     found["igate_preact.weight"] *= 8
     found["v.weight"] *= 2e-3
-    return found | {
-        "igate_preact.bias": rng.normal(size=HEADS),
-        "fgate_preact.bias": 1 + rng.normal(size=HEADS),
-        "multihead_norm.weight": 1 + 0.3 * rng.normal(size=VALUE),
-    }
+    return {"x": rng.normal(size=(1, 40, D)), **found}
 
 
 def independent(x, **weights):
@@ -43,31 +36,25 @@ def independent(x, **weights):
     from transformers import xLSTMConfig
     from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
 
-    config = xLSTMConfig(hidden_size=DIM, num_heads=HEADS, chunk_size=16, autocast_kernel_dtype="float32")
-    module = xLSTMLayer(config)
-    module.load_state_dict(weights)
-    y, (c, n, m) = module(x)
+    config = xLSTMConfig(hidden_size=D, num_heads=H, chunk_size=16, autocast_kernel_dtype="float32")
+    y, (c, n, m) = torchs(xLSTMLayer(config), weights, x)
     scale = torch.exp(m - CAP)
     return {"y": y, "c": c * scale[..., None], "n": n * scale, "m": m[..., 0]}
 
 
-def ours(x, **weights):
-    def load(mixer):
-        for linear, name in (
-            (mixer.qkv.q, "q"),
-            (mixer.qkv.k, "k"),
-            (mixer.qkv.v, "v"),
-            (mixer.gate, "ogate_preact"),
-            (mixer.i, "igate_preact"),
-            (mixer.f, "fgate_preact"),
-            (mixer.qkv.o, "out_proj"),
-        ):
-            put(linear.kernel, weights[f"{name}.weight"], transpose=True)
-        put(mixer.i_bias, weights["igate_preact.bias"])
-        put(mixer.f_bias, weights["fgate_preact.bias"])
-        put(mixer.norm.weight, weights["multihead_norm.weight"])
-
-    config = MLSTM(num_heads=HEADS, head_dim=KEY // HEADS, value_head_dim=VALUE // HEADS)
-    y, (s, m) = call(config, x, load)
+def ours(x, **w):
+    parameters = {
+        "qkv.q.kernel": heads(w["q.weight"], H, K),
+        "qkv.k.kernel": heads(w["k.weight"], H, K),
+        "qkv.v.kernel": heads(w["v.weight"], H, V),
+        "qkv.o.kernel": w["out_proj.weight"].T.reshape(H, V, D),
+        "gate.kernel": heads(w["ogate_preact.weight"], H, V),
+        "i.kernel": w["igate_preact.weight"].T,
+        "i_bias": w["igate_preact.bias"],
+        "f.kernel": w["fgate_preact.weight"].T,
+        "f_bias": w["fgate_preact.bias"],
+        "norm.weight": w["multihead_norm.weight"].reshape(H, V),
+    }
+    y, (s, m) = ours_with_state(MLSTM(num_heads=H, head_dim=K, value_head_dim=V), D, x, parameters)
     s = s * jnp.exp(jax.lax.stop_gradient(m) - CAP)[..., None, None]
     return {"y": y, "c": s[..., :-1], "n": s[..., -1], "m": m}
