@@ -1,6 +1,7 @@
 """The decoder language model: embedding, a stack of layers in any pattern of mixers, a head."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -224,6 +225,11 @@ class LM(nnx.Module):
         """Logits of short inputs, and the next state; ``options`` as for :meth:`hidden`."""
         output = self.hidden(tokens, state, **options)
         return self.head(output.hidden), output.state
+
+
+def parameter_count(lm: LM) -> int:
+    """How many numbers are trained; what is fixed (decays, random features) is not counted. ``lm`` may be abstract."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.split(lm, nnx.Param, ...)[1]))
 
 
 def make_lm(config: LMConfig, seed: int = 0) -> LM:
