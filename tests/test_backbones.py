@@ -18,10 +18,21 @@ from train.pretrain import PretrainConfig
 
 FOLDER = ROOT / "configs" / "backbones"
 COUNTS = {
+    "deltanet": 374_362_112,
     "gated_deltanet": 379_764_350,
+    "gla": 374_475_776,
+    "griffin": 2_682_862_080,
+    "hgrn2": 373_916_672,
+    "kimi_linear": 3_469_117_824,
+    "mamba1": 129_135_360,
+    "minimax01": 48_387_577_856,
     "qwen3_next": 3_824_499_456,
     "retnet": 380_171_264,
+    "rwkv4": 169_342_464,
+    "rwkv5": 13 * 2048**2 * 24 + 14 * 2048 * 24 + 4 * 2048 + 2 * 2048 * 65536,
+    "rwkv6": 13 * 2048**2 * 24 + 464 * 2048 * 24 + 4 * 2048 + 2 * 2048 * 65536,
     "rwkv7": 191_034_624,
+    "samba": None,  # the authors' name says 421M; no independent count
 }
 MIXER, CHANNEL = "model.pattern.0.mixer.", "model.pattern.0.channel."
 WIDE = ["model.dim=2048", f"{CHANNEL}hidden=5632"]
@@ -31,8 +42,12 @@ SIZES = {  # other published sizes of the same config
         f"{CHANNEL}hidden=2816",
         f"{MIXER}num_heads=8",
     ],
+    ("gla", 1_365_514_240): [*WIDE, f"{MIXER}head_dim=256", f"{MIXER}value_head_dim=512"],
+    ("deltanet", 1_365_677_056): [*WIDE, f"{MIXER}num_heads=16"],
+    ("hgrn2", 1_364_396_032): [*WIDE, f"{MIXER}num_heads=16"],
     ("gated_deltanet", 1_387_348_732): [*WIDE, f"{MIXER}num_heads=6"],
     ("gated_deltanet", 512_272_124): [f"{MIXER}num_heads=6"],
+    ("mamba1", 371_516_416): ["model.dim=1024", "model.num_layers=48"],
     ("rwkv7", 167_638_272): ["model.vocab_size=50304"],
     ("rwkv7", 450_767_872): [
         "model.dim=1024",

@@ -7,7 +7,7 @@ from flax import nnx
 
 from effarch.config import Config
 from effarch.mixers.base import ChannelChoice, Context, LayerInfo, MixerChoice
-from effarch.nn.norm import LayerNorm, RMSNorm
+from effarch.nn.norm import Affine, LayerNorm, RMSNorm
 from effarch.typing import Array, Float, PyTree
 
 #: What a block can be asked to show of itself, by name. All are [B, T, D].
@@ -23,11 +23,13 @@ class BlockConfig(Config):
     )
 
 
-NormKind = Literal["rms", "rms_plus_one", "layer"]
+NormKind = Literal["rms", "rms_plus_one", "layer", "affine"]
 
 
-def make_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm:
-    """The norm of that name; "rms_plus_one" multiplies by 1 + its weight."""
+def make_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm | Affine:
+    """The norm of that name; "rms_plus_one" multiplies by 1 + its weight, "affine" only scales and shifts."""
+    if kind == "affine":
+        return Affine(dim)
     return LayerNorm(dim, eps=eps) if kind == "layer" else RMSNorm(dim, eps=eps, plus_one=kind == "rms_plus_one")
 
 
