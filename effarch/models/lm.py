@@ -1,6 +1,7 @@
 """The decoder language model: embedding, a stack of layers in any pattern of mixers, a head."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -219,6 +220,11 @@ class LM(nnx.Module):
         """Logits of short inputs, and the next state; ``options`` as for :meth:`hidden`."""
         output = self.hidden(tokens, state, **options)
         return self.head(output.hidden), output.state
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """How many numbers are trained; what is fixed (decays, random features) is not counted. It may be abstract."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.split(model, nnx.Param, ...)[1]))
 
 
 M = TypeVar("M", bound=nnx.Module)
