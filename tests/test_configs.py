@@ -8,13 +8,16 @@ import pytest
 
 from effarch.config import load
 from effarch.distill.transfer import student_config, transfer
+from effarch.models.classifier import make_classifier
 from effarch.models.lm import make_lm
+from effarch.training.optimizer import make_optimizer
+from train.classify import ClassifyConfig
 from train.distill import DistillConfig
 from train.pretrain import PretrainConfig
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-COMMANDS = {"train.distill": DistillConfig, "train.pretrain": PretrainConfig}
+COMMANDS = {"train.classify": ClassifyConfig, "train.distill": DistillConfig, "train.pretrain": PretrainConfig}
 
 
 def test_there_are_some():
@@ -25,8 +28,12 @@ def test_there_are_some():
 def test_config_builds(path):
     """The header names the command that runs it."""
     header = path.read_text().split("run_name")[0]
-    (module,) = [module for module in COMMANDS if f"python -m {module} {path.relative_to(ROOT)}\n" in header]
+    (module,) = [module for module in COMMANDS if f"python -m {module} {path.relative_to(ROOT)}" in header]
     config = load(COMMANDS[module], path)
+    if module == "train.classify":
+        jax.eval_shape(partial(make_classifier, config.model))
+        make_optimizer(config.optimizer, config.steps)
+        return
     if module == "train.pretrain":
         jax.eval_shape(partial(make_lm, config.model))
         return

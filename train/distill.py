@@ -29,8 +29,9 @@ from effarch.training.metrics import MetricsLog
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run
+from train.alone import abstractly
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
-from train.pretrain import PretrainConfig, RunConfig, abstractly, evaluation, pretrain
+from train.pretrain import PretrainConfig, RunConfig, evaluation, pretrain
 from train.results import Results, windowed
 
 

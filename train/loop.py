@@ -1,6 +1,7 @@
 """The one loop: data -> step -> log -> evaluate -> save.
 
-Pretraining and every stage of a distillation run it; they differ in the step they hand it.
+Pretraining, every stage of a distillation and the training of a classifier run it; they differ in the step they hand
+it.
 """
 
 import dataclasses
@@ -13,7 +14,6 @@ from flax import nnx
 from effarch import axes
 from effarch.config import Config, to_yaml
 from effarch.data.batches import Batches, DataPosition
-from effarch.models.lm import LM
 from effarch.parallel.sharding import init_sharded, place, put_batch
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import NonFinite, StopSignal
@@ -56,32 +56,32 @@ class Phase:
     evaluate_every: int = 0
 
 
-def start(phase: Phase, make: Callable[[], LM] | LM, seed: int, rules: axes.Rules) -> TrainState:
+def start(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
     """The state before the phase's first step, sharded: of a model that ``make`` initialises, or of one that exists."""
 
-    def state(lm: LM) -> TrainState:
-        _, params, rest = nnx.split(lm, nnx.Param, ...)
+    def state(model: nnx.Module) -> TrainState:
+        _, params, rest = nnx.split(model, nnx.Param, ...)
         fresh = make_state(params, rest, phase.tx, seed)
         return dataclasses.replace(fresh, step=fresh.step + phase.first)
 
-    if isinstance(make, LM):
+    if isinstance(make, nnx.Module):
         return place(jax.jit(state)(make), shardings(phase, make, seed, rules))
     return init_sharded(lambda: state(make()), shardings(phase, make, seed, rules))
 
 
-def shardings(phase: Phase, make: Callable[[], LM] | LM, seed: int, rules: axes.Rules) -> TrainState:
+def shardings(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
     """Where every array of the phase's state lives."""
     return state_shardings(_abstract(phase, make, seed), phase.tx, rules)
 
 
-def saved(phase: Phase, make: Callable[[], LM] | LM, seed: int, rules: axes.Rules) -> TrainState:
+def saved(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
     """Shapes and shardings of the phase's state: the target of a restore."""
     return abstract_state(lambda: _abstract(phase, make, seed), phase.tx, rules)
 
 
-def _abstract(phase: Phase, make: Callable[[], LM] | LM, seed: int) -> TrainState:
+def _abstract(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int) -> TrainState:
     def state() -> TrainState:
-        _, params, rest = nnx.split(make if isinstance(make, LM) else make(), nnx.Param, ...)
+        _, params, rest = nnx.split(make if isinstance(make, nnx.Module) else make(), nnx.Param, ...)
         return make_state(params, rest, phase.tx, seed)
 
     return jax.eval_shape(state)

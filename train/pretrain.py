@@ -7,29 +7,22 @@ SIGTERM (SIGINT) with everything saved.
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, UserError, main
-from effarch.data.batches import Batches, DataPosition
+from effarch.config import Config, main
+from effarch.data.batches import Batches
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.distill.objectives import next_token
 from effarch.eval.scores import text_scores
 from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
-from effarch.parallel.mesh import MeshConfig, make_mesh
-from effarch.parallel.rules import make_rules
-from effarch.training.checkpoint import CheckpointConfig, Checkpoints
 from effarch.training.faults import StopSignal
-from effarch.training.metrics import LogConfig, MetricsLog
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
-from effarch.training.profile import ProfileConfig, Profiler
-from effarch.training.run import open_run
-from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
-
-T = TypeVar("T")
+from train.alone import LoopConfig, abstractly, train_alone
+from train.loop import Phase, Stopped, metadata
 
 
 class EvalConfig(Config):
@@ -41,22 +34,13 @@ class EvalConfig(Config):
     sinks: int = pydantic.Field(4, ge=0, description="of the training-free window + sinks baseline")
 
 
-class RunConfig(Config):
-    """What every run has."""
+class RunConfig(LoopConfig):
+    """What every run on text has."""
 
-    run_name: str = pydantic.Field("run", description="folder of the run below output_dir")
-    output_dir: str = pydantic.Field("runs", description="folder of all runs")
     cache_dir: str = pydantic.Field("runs/data", description="folder of prepared data")
-    seed: int = pydantic.Field(0, ge=0, lt=2**32, description="of initialisation and data order")
-    batch_size: int = pydantic.Field(8, gt=0, description="rows per update, over all devices")
-    grad_accum: int = pydantic.Field(1, gt=0, description="parts that a batch is processed in, one after the other")
     seq_len: int = pydantic.Field(512, gt=1, description="tokens per row")
     data: DataConfig = DataConfig()
-    mesh: MeshConfig = MeshConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
     eval: EvalConfig = EvalConfig()
-    profile: ProfileConfig = ProfileConfig()
 
 
 class PretrainConfig(RunConfig):
@@ -65,21 +49,6 @@ class PretrainConfig(RunConfig):
     steps: int = pydantic.Field(1000, gt=0, description="updates")
     model: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-
-
-def abstractly(make: Callable[[], T]) -> T:
-    """What ``make`` would make, nothing computed; sizes that do not fit are the user's mistake.
-
-    Raises:
-      UserError: ``make`` raised a ``ValueError``.
-    """
-    try:
-        return jax.eval_shape(make)
-    except pydantic.ValidationError as error:
-        lines = [item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False)]
-        raise UserError(*lines) from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def validation(prepared: Prepared, config: RunConfig) -> list[dict[str, Any]]:
@@ -105,7 +74,6 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
     Args:
       config: the run. stop: a signal to save and stop. prepared: its data, if at hand. name: shown while training.
     """
-    rules = make_rules(make_mesh(config.mesh))
     prepared = prepared or prepare(config.data, config.seq_len, config.cache_dir)
 
     def make() -> LM:
@@ -124,33 +92,8 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
         evaluate_every=config.eval.every,
     )
     batches = Batches(prepared.train, config.batch_size, config.seed)
-    with (
-        open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run,
-        Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
-        Profiler(run.folder, config.profile) as profiler,
-    ):
-        newest = checkpoints.latest()
-        if newest is None:
-            state, position = start(phase, make, config.seed, rules), DataPosition()
-        else:
-            state, at, _ = checkpoints.restore(newest, saved(phase, make, config.seed, rules))
-            position = DataPosition(*at)
-        with MetricsLog(run.folder, int(state.step), config.log.tensorboard) as log:
-            state, _ = run_phase(
-                phase,
-                state,
-                position,
-                batches=batches,
-                placement=shardings(phase, make, config.seed, rules),
-                rules=rules,
-                grad_accum=config.grad_accum,
-                checkpoints=checkpoints,
-                about=metadata(config, config.model),
-                log=log,
-                log_every=config.log.every,
-                profiler=profiler,
-                stop=stop,
-            )
+    about = metadata(config, config.model)
+    state = train_alone(config, phase, make, batches=batches, about=about, stop=stop)
     return nnx.merge(graph, state.params, state.rest)
 
 

@@ -36,6 +36,15 @@ def windowed(config: "DistillConfig") -> StudentConfig:
     return StudentConfig(mixer=SlidingWindow(window=config.eval.window, sinks=config.eval.sinks))
 
 
+def what_was_run(module: str) -> dict[str, Any]:
+    """The command, versions and machine, for a report."""
+    return {
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "versions": versions(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
 class Results:
     """Scores by model, kept in ``scores.json`` so that a run that goes on does not measure again what it has.
 
@@ -104,9 +113,7 @@ class Results:
                 "title": f"{self.config.run_name}: a Transformer distilled into {mixer}",
                 "summary": _summary(self.models),
                 "run": {
-                    "command": shlex.join(["python", "-m", "train.distill", *sys.argv[1:]]),
-                    "versions": versions(),
-                    "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                    **what_was_run("train.distill"),
                     "corpus": self.prepared.meta["inputs"]["source"]["type"],
                     "corpus digest": self.prepared.meta["inputs"]["digest"],
                     "seed": self.config.seed,

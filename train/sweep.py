@@ -35,9 +35,9 @@ from effarch.training.faults import StopSignal
 from effarch.training.metrics import progress
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.run import open_run, versions
+from train.alone import abstractly
 from train.learner import Learner
 from train.loop import Stopped
-from train.pretrain import abstractly
 from train.records import Records
 
 TRAINING, HELD_OUT = 0, 1  # streams of rows

@@ -8,11 +8,12 @@ import dataclasses
 import functools
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 
 from effarch.config import UserError
-from effarch.data.rows import Rows, process_slice
+from effarch.data.rows import process_slice
 
 _SEEDS = 2**32  # a larger seed would take two words of the seed sequence, and be mistaken for another pair
 
@@ -23,6 +24,23 @@ class DataPosition:
 
     epoch: int = 0
     batch: int = 0
+
+
+class RowSet(Protocol):
+    """What batches are drawn from: rows of text, images."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows; the first dimension of every array is that of ``indices``."""
+        ...
 
 
 @functools.lru_cache(maxsize=2)
@@ -48,7 +66,7 @@ class Batches:
       UserError: fewer rows than one batch.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1):
+    def __init__(self, rows: RowSet, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1):
         if not 0 <= seed < _SEEDS:
             raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
         self._part = process_slice(batch_size, process_index, process_count)
@@ -64,7 +82,7 @@ class Batches:
         return len(self.rows) // self.batch_size
 
     def batch_at(self, position: DataPosition) -> dict[str, np.ndarray]:
-        """This process's rows of one batch, each array ``[batch_size / process_count, T]``; a pure function.
+        """This process's rows of one batch, each array ``[batch_size / process_count, ...]``; a pure function.
 
         Raises:
           ValueError: no such position.

@@ -52,7 +52,12 @@ class ImageRows:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, tokens: int) -> None:
-        self.images, self.labels, self.seq_len = images, labels, tokens
+        self.images, self.labels, self.tokens = images, labels, tokens
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per image."""
+        return self.tokens
 
     def __len__(self) -> int:
         """Number of images."""

@@ -1,4 +1,4 @@
-"""What is minimised, as functions for the training step: next tokens, hidden alignment, logits.
+"""What is minimised, as functions for the training step: next tokens, classes, hidden alignment, logits.
 
 Each maker takes the static graphs of its models and returns
 ``loss(params, rest, batch, rng, *frozen) -> (sum, weight, metrics)``; a teacher's parameters come in as ``frozen``.
@@ -7,14 +7,16 @@ Each maker takes the static graphs of its models and returns
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from effarch.data.targets import shift
 from effarch.distill.chunked import chunked_cross_entropy, chunked_logit_loss
 from effarch.distill.hidden import HiddenLoss, hidden_loss
-from effarch.distill.losses import LogitLoss
+from effarch.distill.losses import LogitLoss, summed, token_nll
 from effarch.mixers.base import Context
 from effarch.models.block import Block
+from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
 from effarch.training.step import LossFn
 from effarch.typing import Array, PyTree
@@ -41,6 +43,23 @@ def answers(graph: nnx.GraphDef, chunk: int = CHUNK) -> LossFn:
         lm: LM = nnx.merge(graph, params, rest)
         hidden = lm.hidden(batch["tokens"]).hidden
         return tuple(chunked_cross_entropy(hidden, lm.head, batch["targets"], batch["mask"], chunk))
+
+    return loss
+
+
+def classification(graph: nnx.GraphDef) -> LossFn:
+    """Cross-entropy of a row's class, nats; the metric ``correct`` is the share of rows whose largest logit is right.
+
+    A batch has ``inputs``, ``labels [B]``, ``weights [B]`` and, where rows are padded, ``mask [B, T]``.
+    """
+
+    def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array) -> tuple:
+        model: Classifier = nnx.merge(graph, params, rest)
+        logits, labels = model(batch["inputs"], mask=batch.get("mask")), batch["labels"]
+        nll = token_nll(logits, labels)
+        found = summed("cross_entropy", nll, batch["weights"])
+        right = summed("correct", (jnp.argmax(logits, axis=-1) == labels).astype(nll.dtype), batch["weights"])
+        return found.total, found.weight, found.metrics | right.metrics
 
     return loss
 

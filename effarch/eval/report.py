@@ -9,6 +9,7 @@ The report is a mapping; every key is optional but ``models``' ``name``, and wha
     models: list of mappings
         name: str
         reference: bool; the row does not compete for the best value
+        accuracy, validation_accuracy: float in 0 to 1; share of the test and validation rows whose class is found
         bits_per_byte, kl_bits: float; validation text, and KL(teacher || model) in bits per token
         recall_within, recall_beyond: float in 0 to 1; accuracy at distances within and beyond the window
         recall_by_distance: {distance in tokens: accuracy in 0 to 1}
@@ -110,6 +111,8 @@ def results_table(models: Sequence[Mapping[str, Any]]) -> Table:
     speed = "decode_tokens_per_s"
     columns = [
         Column("name", "Model"),
+        Column("accuracy", "Test accuracy", "%", percent, "higher"),
+        Column("validation_accuracy", "Validation accuracy", "%", percent, "higher"),
         Column("bits_per_byte", "Validation", "bits/byte", ".3f", "lower"),
         Column("kl_bits", "KL to teacher", "bits/token", ".4f", "lower"),
         Column("recall_within", "Recall within", "%", percent, "higher"),

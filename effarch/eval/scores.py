@@ -1,4 +1,4 @@
-"""How good a model is: bits per byte, divergence from its teacher, recall at a distance."""
+"""How good a model is: bits per byte, divergence from its teacher, recall at a distance, classes found."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,8 @@ from flax import nnx
 from effarch.data.targets import shift
 from effarch.distill.chunked import token_kl, token_scores
 from effarch.distill.losses import bits
+from effarch.distill.objectives import classification
+from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
 from effarch.typing import Array, PyTree
 
@@ -146,3 +148,30 @@ def recall_scores(lm: LM, batches: Iterable[Batch], window: int) -> RecallScores
     buckets = 2 ** np.ceil(np.log2(np.maximum(distance, 1))).astype(int)
     by_distance = {int(b): accuracy(buckets == b) for b in np.unique(buckets)}
     return RecallScores(accuracy(distance <= window), accuracy(distance > window), by_distance)
+
+
+@partial(jax.jit, static_argnums=0)
+def _class_sums(
+    graph: nnx.GraphDef, params: PyTree, rest: PyTree, batch: Batch
+) -> tuple[Array, Array, dict[str, Array]]:
+    return classification(graph)(params, rest, batch, None)
+
+
+def accuracy(model: Classifier, batches: Iterable[Batch]) -> float:
+    """Share of rows, in 0 to 1, that a classifier finds the class of; rows of weight 0 do not count.
+
+    Args:
+      model: the classifier. batches: ``inputs``, ``labels [B]``, ``weights [B]``, and ``mask [B, T]`` where rows are
+        padded.
+
+    Raises:
+      ValueError: no rows.
+    """
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    right = rows = 0.0
+    for batch in batches:
+        _, weight, metrics = _class_sums(graph, params, rest, dict(batch))
+        right, rows = right + float(metrics["correct"]), rows + float(weight)
+    if rows == 0:
+        raise ValueError("batches: expected rows to classify, got none")
+    return right / rows

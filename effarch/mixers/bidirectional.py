@@ -2,15 +2,16 @@
 
     y = f(x) + R f(R x) - self(x)        R: time reversed        self(x)_t = f of the document that is x_t alone
 
-f is a whole mixer, so the sum is over its outputs: what f does after its recurrence (norm, gate) it does three times.
-Where f is linear in the states it reads, y_t sums every s of t's document once: forward + backward - self, exactly. With
-a norm on o it is a sum of three normalised terms instead; still a document of one token gives f of it, and reversing x
-reverses y. A short convolution looks back in its own direction, and self sees none of its neighbours.
+f is a whole mixer and the sum is over its outputs: what f does after its recurrence (norm, gate) it does three times.
+Where f is linear in what it reads from its state, that is the recurrence's own forward + backward - self: y_t has every
+token of t's document once. With a norm on o it is a sum of three normalised terms instead; still a document of one
+token gives f of it, and reversing x reverses y. A short convolution looks back in its own direction; self sees no
+neighbour at all.
 
-Documents: the reversed row has its documents in reverse order, so runs and positions are found anew from its ids; padding
-stays the identity. The three passes are one call on 3 B rows. Values that f passes from layer to layer (RWKV-7) cross
-among layers with the same inner mixer, in rows of the same order. Without ``share_weights`` a second mixer g reads
-the reversed row, and self is the mean of f's and g's.
+The reversed row has its documents in reverse order, so runs and positions are found anew from its ids; padding stays
+the identity. The three passes are one call on 3 B rows. Values that f passes from layer to layer (RWKV-7) cross among
+layers with the same inner mixer, each pass its own. Without ``share_weights`` a second mixer g reads the reversed row,
+and self is the mean of f's and g's.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ import pydantic
 from flax import nnx
 
 from effarch.mixers.base import Context, LayerInfo, Mixer, MixerChoice, MixerConfig
-from effarch.registry import get, register
+from effarch.mixers.gated_deltanet import GatedDeltaNet
+from effarch.registry import register
 from effarch.typing import Array
 
 
@@ -34,7 +36,7 @@ class Bidirectional(MixerConfig):
     stands_in_for_attention: ClassVar[bool] = False  # of a causal teacher
     paper: ClassVar[str] = "2401.09417 Vision Mamba: Efficient Visual Representation Learning with Bidirectional SSM"
 
-    inner: MixerChoice = pydantic.Field("gated_deltanet", validate_default=True, description="a recurrent mixer")
+    inner: MixerChoice = pydantic.Field(GatedDeltaNet(), description="a recurrent mixer")
     share_weights: bool = pydantic.Field(True, description="one mixer for both directions; false: one for each")
     subtract_self: bool = pydantic.Field(
         True, description="count each token once; false: forward + backward, two thirds of the work"
@@ -61,7 +63,7 @@ class Bidirectional(MixerConfig):
 
     @classmethod
     def tiny(cls) -> tuple[Self, int]:
-        inner, dim = get("mixer", "gated_deltanet").tiny()
+        inner, dim = GatedDeltaNet.tiny()
         return cls(inner=inner), dim
 
 

@@ -2,10 +2,10 @@
 
     y = Re(F_T x F_D)        F_n: the discrete Fourier transform of n points, [n, n], entries e^(-2 pi i jk / n)
 
-Any T, O(T log T); every token sees all others. The other half of a layer is ``gelu_mlp``. The paper normalises after
+Any T, in O(T log T); every token sees all others. The other half of a layer is ``gelu_mlp``. The paper normalises after
 each residual sum, our blocks before each mixer. No documents or padding (a transform of part of the row is another
-transform), and nothing that attention's weights could stand for. The authors truncate and pad to one length, and on TPUs
-multiply by the matrices F for short rows.
+transform), and nothing that attention's weights could stand for. The authors multiply by F for short rows on TPUs; here
+it is always the fast transform, of half the channels, since x is real.
 """
 
 from typing import ClassVar, Self

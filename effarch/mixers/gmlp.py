@@ -1,6 +1,6 @@
 """gMLP (2105.08050): channels and tokens mixed in one unit by a spatial gate.
 
-    [z^1, z^2]_t = gelu(W_in x_t + c)        g_t = b_t + sum_s W_ts LayerNorm(z^2_s)        y_t = W_out (z^1_t * g_t) + e
+    [z^1, z^2]_t = gelu(W_in x_t + c)      g_t = b_t + sum_s W_ts LayerNorm(z^2_s)      y_t = W_out (z^1_t * g_t) + e
 
 The paper's block is this unit alone behind one LayerNorm, so a layer has it as its mixer and ``channel: null``. T is
 fixed by W, which every channel shares; W starts near 0 and b at 1, so that the unit begins as a feed-forward layer on

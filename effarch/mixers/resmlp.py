@@ -30,7 +30,7 @@ class ResMLP(MixerConfig):
     packed: ClassVar[bool] = False
     stands_in_for_attention: ClassVar[bool] = False
     forms: ClassVar[tuple[str, ...]] = ("parallel",)
-    paper: ClassVar[str] = "2105.03404 ResMLP: Feedforward networks for image classification with data-efficient training"
+    paper: ClassVar[str] = "2105.03404 ResMLP: Feedforward networks for image classification"
 
     length: int = pydantic.Field(196, gt=0, description="tokens of a row; 14 x 14 patches")
     layer_scale: float = pydantic.Field(

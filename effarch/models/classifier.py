@@ -40,7 +40,7 @@ class InputConfig(Config):
 
 @register("patches", kind="input")
 class Patches(InputConfig):
-    """Images ``[B, height, width, channels]``, a token per patch. With ``patch: 1`` the sequence of an image's pixels."""
+    """Images ``[B, height, width, channels]``, a token per patch; with ``patch: 1`` per pixel."""
 
     height: int = pydantic.Field(224, gt=0, description="of an image, pixels")
     width: int = pydantic.Field(224, gt=0, description="of an image, pixels")
@@ -108,11 +108,11 @@ class ClassifierConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _lengths(self) -> Self:
-        for block in self.pattern:
-            if block.mixer.fixed_length and block.mixer.length != self.length:
+        for mixer in (block.mixer for block in self.pattern if block.mixer.fixed_length):
+            made_for = getattr(mixer, "length", None)
+            if made_for != self.length:
                 raise ValueError(
-                    f"pattern: expected length {self.length} (tokens of a row) in {block.mixer.type_name}, "
-                    f"got {block.mixer.length}"
+                    f"pattern: expected length {self.length} (tokens of a row) in {mixer.type_name}, got {made_for}"
                 )
         return self
 

@@ -1,13 +1,19 @@
 """A trained model back from its run's folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from flax import nnx
 
-from effarch.config import UserError
+from effarch.config import Config, UserError
+from effarch.models.classifier import Classifier, ClassifierConfig, make_classifier
 from effarch.models.lm import LM, LMConfig, make_lm
 from effarch.training.checkpoint import read_metadata, restore_params
+
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=nnx.Module)
 
 
 def load_lm(folder: str | Path, step: int | None = None) -> LM:
@@ -16,12 +22,21 @@ def load_lm(folder: str | Path, step: int | None = None) -> LM:
     Raises:
       UserError: no such run, no checkpoint, or one that is damaged or of another version.
     """
+    return _load(folder, step, "model", "language model", LMConfig, make_lm)
+
+
+def load_classifier(folder: str | Path, step: int | None = None) -> Classifier:
+    """The classifier of a run; as :func:`load_lm`."""
+    return _load(folder, step, "classifier", "classifier", ClassifierConfig, make_classifier)
+
+
+def _load(folder: str | Path, step: int | None, key: str, what: str, schema: type[C], make: Callable[[C], M]) -> M:
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: expected the folder of a run, found none")
     step, metadata = read_metadata(folder, step)
-    if not isinstance(metadata.get("model"), dict):
-        raise UserError(f"{folder}: expected a checkpoint of a language model, its metadata names none")
-    config = LMConfig.model_validate(metadata["model"])
-    graph, params, rest = nnx.split(jax.eval_shape(lambda: make_lm(config)), nnx.Param, ...)
+    if not isinstance(metadata.get(key), dict):
+        raise UserError(f"{folder}: expected a checkpoint of a {what}, its metadata names none")
+    config = schema.model_validate(metadata[key])
+    graph, params, rest = nnx.split(jax.eval_shape(lambda: make(config)), nnx.Param, ...)
     params, rest = restore_params(folder, params, rest, step)
     return nnx.merge(graph, params, rest)

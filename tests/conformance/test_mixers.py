@@ -17,7 +17,6 @@ from effarch.mixers import LayerInfo, Progress
 from tests.conformance.harness import ALL, HALF, MIXERS, Subject, T, forward
 from tests.tolerances import TOL, assert_close
 
-
 #: One mixer for every way in which a sequence is split over devices; the others are split in `slow`.
 SPLIT = ("softmax_attention", "retnet", "gla", "gated_deltanet", "rwkv7", "mamba1")
 

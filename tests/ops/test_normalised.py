@@ -31,7 +31,7 @@ def definition(q, k, v, scale, ids):
     run = np.asarray(as_segments(jnp.asarray(ids)).run)
     o = np.zeros_like(v)
     for b, t in np.argwhere(run > 0):
-        seen = np.flatnonzero((run[b, : t + 1] == run[b, t]))
+        seen = np.flatnonzero(run[b, : t + 1] == run[b, t])
         c = scale[b, seen] - scale[b, seen].max(axis=0)
         w = np.einsum("hf,shf->sh", q[b, t], k[b, seen]) * np.exp(c)
         o[b, t] = np.einsum("sh,shv->hv", w, v[b, seen]) / w.sum(0)[:, None]

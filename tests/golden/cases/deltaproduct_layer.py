@@ -1,7 +1,7 @@
 """DeltaProduct (no decay, no output gate) as a whole layer, three writes per token: flash-linear-attention, naive."""
 
 from effarch.mixers.deltaproduct import DeltaProduct
-from tests.golden import draw, fla_layer
+from tests.golden import draw, fla_delta
 from tests.golden.mixer import ours as run
 from tests.golden.mixer import torchs
 
@@ -9,12 +9,12 @@ D, H, K, V, N = 12, 2, 8, 16, 3
 
 
 def inputs(rng):
-    weights = fla_layer.draw(rng, D, heads=H, key_dim=K, value_dim=V, writes=N, gated=False)
+    weights = fla_delta.draw(rng, D, heads=H, key_dim=K, value_dim=V, writes=N, gated=False)
     return {"x": rng.normal(size=(1, draw.TIME, D)), **weights}
 
 
 def independent(x, **weights):
-    module = fla_layer.layer("GatedDeltaProduct", "gated_deltaproduct")(
+    module = fla_delta.layer("GatedDeltaProduct", "gated_deltaproduct")(
         hidden_size=D,
         num_heads=H,
         head_dim=K,
@@ -28,4 +28,4 @@ def independent(x, **weights):
 
 def ours(x, **weights):
     config = DeltaProduct(num_heads=H, head_dim=K, value_head_dim=V, steps=N)
-    return {"y": run(config, D, x, fla_layer.parameters(weights, H, K, V, (N,)))}
+    return {"y": run(config, D, x, fla_delta.parameters(weights, H, K, V, (N,)))}

@@ -1,4 +1,4 @@
-"""Token and channel mixing of MLP-Mixer: transformers, PatchTSMixer without its gates, whose layer is that of MLP-Mixer.
+"""A layer of MLP-Mixer: transformers, PatchTSMixer, whose layer is that without its gates.
 
 It takes several series at once, here one; its hidden layers are a multiple of their inputs, and its gelu has erf.
 """
