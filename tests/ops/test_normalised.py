@@ -31,7 +31,7 @@ def definition(q, k, v, scale, ids):
     run = np.asarray(as_segments(jnp.asarray(ids)).run)
     o = np.zeros_like(v)
     for b, t in np.argwhere(run > 0):
-        seen = np.flatnonzero((run[b, : t + 1] == run[b, t]))
+        seen = np.flatnonzero(run[b, : t + 1] == run[b, t])
         c = scale[b, seen] - scale[b, seen].max(axis=0)
         w = np.einsum("hf,shf->sh", q[b, t], k[b, seen]) * np.exp(c)
         o[b, t] = np.einsum("sh,shv->hv", w, v[b, seen]) / w.sum(0)[:, None]
@@ -42,6 +42,15 @@ def definition(q, k, v, scale, ids):
 def run(q, k, v, scale, ids, state=None, form="chunkwise", scaled=True):
     keys = Features(k, scale if scaled else None)
     return normalised_attention(Features(q), keys, v, state=state, segment_ids=ids, form=form)
+
+
+@partial(jax.jit, static_argnames=("form", "scaled"))
+def gradients(q, k, v, scale, ids, form, scaled):
+    def loss(q, k, v):
+        return (run(q, k, v, scale, ids, form=form, scaled=scaled)[0] * weight).sum()
+
+    weight = jnp.cos(v)
+    return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
 
 
 def cast(arrays, dtype):
@@ -58,13 +67,12 @@ def test_outputs_are_the_quadratic_sum(form, spread):
         wide = cast(given, jnp.float64)
         o, _ = run(*wide, ids, form=form, scaled=spread > 0)
         assert_close(o, true, TOL.f64)
-        loss = lambda *x, form: (run(*x, wide[3], ids, form=form, scaled=spread > 0)[0] * jnp.cos(wide[2])).sum()
-        exact = jax.grad(partial(loss, form="parallel"), argnums=(0, 1, 2))(*wide[:3])
+        exact = gradients(*wide, ids, form="parallel", scaled=spread > 0)
     narrow = cast(given, jnp.float32)
     assert_close(run(*narrow, ids, form=form, scaled=spread > 0)[0], true, TOL.f32_forward)
-    loss = lambda *x: (run(*x, narrow[3], ids, form=form, scaled=spread > 0)[0] * jnp.cos(narrow[2])).sum()
-    for found, wanted in zip(jax.grad(loss, argnums=(0, 1, 2))(*narrow[:3]), exact, strict=True):
-        assert_close(found, wanted, TOL.f32_grad)
+    found = gradients(*narrow, ids, form=form, scaled=spread > 0)
+    for x, y in zip(found, exact, strict=True):
+        assert_close(x, y, TOL.f32_grad, floor=1.0)  # one key outweighs all others: little moves with q and k
 
 
 def test_scales_that_move_together_move_nothing():
