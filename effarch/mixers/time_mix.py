@@ -16,7 +16,7 @@ from effarch.nn.lerp import Lerps
 from effarch.nn.linear import Linear
 from effarch.nn.norm import LayerNorm
 from effarch.ops.recurrence.flops import recurrence_flops
-from effarch.typing import Array
+from effarch.typing import Array, PyTree
 
 PER_HEAD = ("heads", "head_dim")
 
@@ -85,7 +85,7 @@ class TimeMix(Mixer):
         norm.weight[...] = norm.weight[...] * ((1 + layer.index) / layer.count) ** 0.7
         return norm
 
-    def init_state(self, batch_size: int, max_length: int) -> tuple[Array, Array]:
+    def init_state(self, batch_size: int, max_length: int) -> tuple[PyTree, Array]:
         """S ``[B, H, K, V]`` and the last input ``[B, D]``."""
         heads, width = self.config.num_heads, self.config.head_dim
         s = jnp.zeros((batch_size, heads, width, width), jnp.float32)

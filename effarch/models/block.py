@@ -1,6 +1,6 @@
 """One layer: a sequence mixer and a channel mixer, each behind a norm, each added to the residual stream."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 from flax import nnx
@@ -41,6 +41,7 @@ class Block(nnx.Module):
     Args:
       config: the mixers. dim: width of the model. norm, eps: kind of the norms. layer: where it stands.
       residual_scale: of the normalised input, which then is what outputs are added to; None: x itself.
+      mixer_dtype: of what mixers read, where x has another; None: that of x.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Block(nnx.Module):
         eps: float,
         layer: LayerInfo,
         residual_scale: float | None = None,
+        mixer_dtype: Any | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.residual_scale = residual_scale
+        self.mixer_dtype = mixer_dtype
         self.mixer_norm = make_norm(norm, dim, eps)
         self.mixer = config.mixer.make(dim, layer=layer, rngs=rngs)
         self.channel_norm = None if config.channel is None else make_norm(norm, dim, eps)
@@ -65,21 +68,27 @@ class Block(nnx.Module):
         channel = () if self.channel is None else self.channel.init_state(batch_size, max_length)
         return self.mixer.init_state(batch_size, max_length), channel
 
-    def _residual(self, x: Array, normalised: Array) -> Array:
-        """What a mixer's output is added to."""
-        return x if self.residual_scale is None else normalised * self.residual_scale
+    def _read(self, normalised: Array) -> Array:
+        """What a mixer reads."""
+        return normalised if self.mixer_dtype is None else normalised.astype(self.mixer_dtype)
+
+    def _add(self, x: Array, normalised: Array, output: Array) -> Array:
+        """A mixer's output added to the residual."""
+        residual = x if self.residual_scale is None else normalised * self.residual_scale
+        return residual + output.astype(x.dtype)
 
     def __call__(
         self, x: Float[Array, "B T D"], state: tuple | None, ctx: Context, taps: tuple[str, ...] = ()
     ) -> tuple[Float[Array, "B T D"], tuple | None, Context, dict[str, Array]]:
         """The layer's output, its next state, the context for the next layer, and what ``taps`` asked for."""
         mixer_state, channel_state = (None, None) if state is None else state
-        mixer_in = self.mixer_norm(x)
+        normalised = self.mixer_norm(x)
+        mixer_in = self._read(normalised)
         mixer_out, mixer_state, ctx = self.mixer(mixer_in, mixer_state, ctx)
-        y = self._residual(x, mixer_in) + mixer_out
+        y = self._add(x, normalised, mixer_out)
         if self.channel is not None and self.channel_norm is not None:
-            channel_in = self.channel_norm(y)
-            channel_out, channel_state, ctx = self.channel(channel_in, channel_state, ctx)
-            y = self._residual(y, channel_in) + channel_out
+            normalised = self.channel_norm(y)
+            channel_out, channel_state, ctx = self.channel(self._read(normalised), channel_state, ctx)
+            y = self._add(y, normalised, channel_out)
         shown = {"mixer_in": mixer_in, "mixer_out": mixer_out, "block_in": x, "block_out": y}
         return y, None if state is None else (mixer_state, channel_state), ctx, {name: shown[name] for name in taps}

@@ -1,6 +1,7 @@
 """The decoder language model: embedding, a stack of layers in any pattern of mixers, a head."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -16,6 +17,7 @@ from effarch.models.block import TAPS, Block, BlockConfig, NormKind, make_norm
 from effarch.models.stack import Body, Layout, make_stack, scan_layers
 from effarch.nn.embedding import Embedding
 from effarch.nn.linear import Linear
+from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int, PyTree
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
@@ -34,6 +36,7 @@ class LMConfig(Config):
     deep_norm: bool = pydantic.Field(
         False, description="the residual is (2L)^(1/4) times the normalised input (2203.00555, MiniMax-01)"
     )
+    residual_float32: bool = pydantic.Field(False, description="the residual stream is float32 at least (Mamba)")
     embed_scale: bool = pydantic.Field(False, description="embeddings times sqrt(D), rounded to bf16 (Gemma)")
     embed_norm: bool = pydantic.Field(False, description="a norm after the embedding (RWKV)")
     tie_embeddings: bool = pydantic.Field(True, description="the head is the embedding's table")
@@ -121,8 +124,16 @@ class LM(nnx.Module):
         self.embed_norm = make_norm(config.norm, dim, config.norm_eps) if config.embed_norm else None
 
         def make(block: BlockConfig, layer: LayerInfo, rngs: nnx.Rngs) -> Block:
-            options = {"norm": config.norm, "eps": config.norm_eps, "residual_scale": config.residual_scale}
-            return Block(block, dim, layer=layer, rngs=rngs, **options)
+            return Block(
+                block,
+                dim,
+                norm=config.norm,
+                eps=config.norm_eps,
+                layer=layer,
+                residual_scale=config.residual_scale,
+                mixer_dtype=jnp.dtype(config.dtype) if config.residual_float32 else None,
+                rngs=rngs,
+            )
 
         blocks = [config.block(i) for i in range(config.num_layers)]
         self.stack = make_stack(blocks, make, key=rngs.params(), dtype=config.dtype, scan=config.scan_layers)
@@ -149,6 +160,7 @@ class LM(nnx.Module):
         if self.config.embed_scale:
             x = x * jnp.asarray(self.config.dim**0.5, jnp.bfloat16).astype(x.dtype)
         x = x if self.embed_norm is None else self.embed_norm(x)
+        x = x.astype(accumulator(x)) if self.config.residual_float32 else x
         return axes.constrain(x, "batch", "time", "embed")
 
     def scan_layers(self, body: Body, carry: PyTree, *others: "LM", remat: str | None = None) -> tuple[PyTree, PyTree]:
@@ -196,14 +208,18 @@ class LM(nnx.Module):
                 return (axes.constrain(x, "batch", "time", "embed"), dict(after.shared)), shown
 
             (x, _), shown = self.scan_layers(body, (x, {}))
-            return Output(self.norm(x), None, shown)
+            return Output(self.normed(x), None, shown)
         states, every = [], []
         for layer, before in zip(self.stack.layers(), state.layers, strict=True):
             x, after, ctx, shown = layer(x, before, ctx, taps)
             states.append(after)
             every.append(shown)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
-        return Output(self.norm(x), LMState(progress, tuple(states)), stacked)
+        return Output(self.normed(x), LMState(progress, tuple(states)), stacked)
+
+    def normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states of the stream after the last layer."""
+        return self.norm(x).astype(self.config.dtype) if self.config.residual_float32 else self.norm(x)
 
     def head(self, hidden: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
         """Logits of hidden states, in their dtype."""
@@ -219,6 +235,11 @@ class LM(nnx.Module):
         """Logits of short inputs, and the next state; ``options`` as for :meth:`hidden`."""
         output = self.hidden(tokens, state, **options)
         return self.head(output.hidden), output.state
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """How many numbers are trained; what is fixed (decays, random features) is not counted. It may be abstract."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.split(model, nnx.Param, ...)[1]))
 
 
 M = TypeVar("M", bound=nnx.Module)

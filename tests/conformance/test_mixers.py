@@ -18,8 +18,13 @@ from tests.conformance.harness import ALL, HALF, MIXERS, Subject, T, forward
 from tests.tolerances import TOL, assert_close
 
 
-def grouped(value, name):
-    return pytest.param(value, id=name, marks=pytest.mark.xdist_group(name))
+#: One mixer for every way in which a sequence is split over devices; the others are split in `slow`.
+SPLIT = ("softmax_attention", "retnet", "gla", "gated_deltanet", "rwkv7", "mamba1")
+
+
+def grouped(value, name, slow=False):
+    marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
+    return pytest.param(value, id=name, marks=marks)
 
 
 @pytest.fixture(params=[grouped(pair, pair[1]) for pair in ALL])
@@ -199,6 +204,7 @@ def test_extreme_inputs_keep_gradients_finite(subject):
         assert jnp.isfinite(leaf).all()
 
 
+@pytest.mark.parametrize("subject", [grouped(pair, pair[1], pair[1] not in SPLIT) for pair in ALL], indirect=True)
 def test_sharded_over_eight_devices_is_single(subject):
     split_time = subject.config.context_parallel
     mesh = jax.make_mesh((2, 4), ("data", "context"), axis_types=(AxisType.Auto,) * 2)

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from effarch.mixers.base import MixerConfig
+from flax import nnx
+
+from effarch.mixers.base import LayerInfo, MixerConfig
 from effarch.models.block import BlockConfig
 from effarch.models.lm import LMConfig
+from tests.golden import whole
 
 VOCAB, DIM, LAYERS, HEADS, HIDDEN = 48, 32, 2, 4, 64
 MIX, HEAD = (1, 1, DIM), (HEADS, DIM // HEADS)
@@ -39,8 +42,9 @@ def config(mixer: MixerConfig, channel: MixerConfig) -> LMConfig:
 
 
 def squares(**theirs: str) -> Names:
-    """Projections, by our names."""
-    return {f"{mine}.kernel": (f"{name}.weight", (DIM, DIM)) for mine, name in theirs.items()}
+    """Projections, by our names, and the norm per head."""
+    found = {f"norm.{part}": (f"ln_x.{part}", (DIM,)) for part in ("weight", "bias")}
+    return found | {f"{mine}.kernel": (f"{name}.weight", (DIM, DIM)) for mine, name in theirs.items()}
 
 
 def _all(att: Callable[[int], Names], ffn: Names) -> Names:
@@ -54,7 +58,6 @@ def _all(att: Callable[[int], Names], ffn: Names) -> Names:
     for i in range(LAYERS):
         layer, block = f"layers.{i}.", f"blocks.{i}."
         found |= norm(layer + "mixer_norm", block + "ln1") | norm(layer + "channel_norm", block + "ln2")
-        found |= norm(layer + "mixer.norm", block + "att.ln_x")
         found |= {f"{layer}mixer.{mine}": (f"{block}att.{name}", shape) for mine, (name, shape) in att(i).items()}
         matrices = {"up.kernel": ("key.weight", (HIDDEN, DIM)), "down.kernel": ("value.weight", (DIM, HIDDEN))}
         both = (matrices | ffn).items()
@@ -69,11 +72,29 @@ def shapes(att: Callable[[int], Names], ffn: Names):
 
 def parameters(w, att: Callable[[int], Names], ffn: Names, *, complement: str = ""):
     """``parameters`` of a case; tensors of theirs whose name holds ``complement`` are one minus ours."""
+    return _ours(w, _all(att, ffn), complement)
+
+
+def _ours(w, names: Names, complement: str):
     found = {}
-    for mine, (theirs, _) in _all(att, ffn).items():
+    for mine, (theirs, _) in names.items():
         x = w[theirs].T if mine.endswith(".kernel") and theirs.endswith(".weight") else w[theirs]
         found[mine] = 1 - x if complement and complement in theirs else x
     return found
+
+
+def time_mix_weights(att: Callable[[int], Names], weight: Callable):
+    """Tensors of the second layer's time mix, by their names."""
+    return {theirs: weight(theirs, whole.draw(theirs, shape)) for theirs, shape in att(1).values()}
+
+
+def time_mix(mixer: MixerConfig, att: Callable[[int], Names], w, *, complement: str = ""):
+    """Our module, as of the second layer, with those tensors."""
+
+    def make():
+        return mixer.make(DIM, layer=LayerInfo(index=1, count=LAYERS, first=False), rngs=nnx.Rngs(0))
+
+    return whole.filled(make, lambda w: _ours(w, att(1), complement), w)
 
 
 @contextlib.contextmanager

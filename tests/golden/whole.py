@@ -21,11 +21,14 @@ must be read, every parameter of ours set, and sizes must be equal: what one sid
 import dataclasses
 import importlib
 import json
+import math
 import zlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -76,29 +79,35 @@ def _path(path) -> str:
     return name.removesuffix(".value").replace("stack.prefix.", "layers.")
 
 
-def _abstract(config: LMConfig):
-    """The graph of our model, its leaves with their paths, and how they are put together again."""
-    graph, params = nnx.split(jax.eval_shape(partial(make_lm, config.replace(scan_layers=False))))
+def _abstract(make: Callable[[], nnx.Module]):
+    """The graph of a module, its leaves by their paths, and how they are put together again."""
+    graph, params = nnx.split(jax.eval_shape(make))
     leaves, tree = jax.tree.flatten_with_path(params)
     return graph, {_path(path): leaf for path, leaf in leaves}, tree
 
 
+def _apart(config: LMConfig) -> Callable[[], LM]:
+    return partial(make_lm, config.replace(scan_layers=False))
+
+
 def paths(config: LMConfig) -> dict[str, tuple[int, ...]]:
     """Path and shape of every parameter of ours."""
-    return {path: leaf.shape for path, leaf in _abstract(config)[1].items()}
+    return {path: leaf.shape for path, leaf in _abstract(_apart(config))[1].items()}
 
 
-def model(name: str, weights: dict[str, np.ndarray]) -> LM:
-    """Our model with the independent model's weights.
+def filled(make: Callable[[], nnx.Module], parameters: Callable[[Mapping], Mapping], weights: Mapping) -> nnx.Module:
+    """A module of ours with the independent one's weights.
+
+    Args:
+      make: initialises ours; only its shapes are taken. parameters: as in a case. weights: of the independent one.
 
     Raises:
       ValueError: a tensor is not read, a parameter not set, or a size differs.
     """
-    case = load(name)
     theirs = _Read(weights)
-    ours = case.parameters(theirs)
-    graph, expected, tree = _abstract(case.config)
-    sizes = {path: np.size(ours[path]) for path in expected if path in ours}
+    ours = parameters(theirs)
+    graph, expected, tree = _abstract(make)
+    sizes = {path: math.prod(ours[path].shape) for path in expected if path in ours}
     wrong = {
         "tensors that are not read": theirs.unread,
         "parameters that are not set": set(expected) - set(ours),
@@ -106,9 +115,15 @@ def model(name: str, weights: dict[str, np.ndarray]) -> LM:
         "sizes that differ": {path for path, size in sizes.items() if size != expected[path].size},
     }
     if any(wrong.values()):
-        raise ValueError(f"{name}: " + "; ".join(f"{what}: {sorted(which)}" for what, which in wrong.items() if which))
-    leaves = [np.asarray(ours[path], np.float32).reshape(leaf.shape) for path, leaf in expected.items()]
+        raise ValueError("; ".join(f"{what}: {sorted(which)}" for what, which in wrong.items() if which))
+    leaves = [jnp.asarray(ours[path], jnp.float32).reshape(leaf.shape) for path, leaf in expected.items()]
     return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+
+
+def model(name: str, weights: Mapping[str, np.ndarray]) -> LM:
+    """Our model with the independent model's weights; see :func:`filled`."""
+    case = load(name)
+    return filled(_apart(case.config), case.parameters, weights)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,3 +67,26 @@ def test_all_norms_multiply_by_one_plus_their_weight():
     assert_close(run(config.replace(norm="rms_plus_one"), less).hidden, expected, TOL.f32_forward)
     fresh = tiny.initialised(config.replace(norm="rms_plus_one"))
     assert (fresh.norm.weight[...] == 0).all() and (fresh.embed_norm.weight[...] == 0).all()
+
+
+@pytest.mark.parametrize("deep_norm", [False, True])
+def test_the_stream_can_be_wider_than_what_mixers_read(deep_norm):
+    """With mixers in bfloat16 the sum over layers loses nothing; in float32 nothing changes."""
+    config = tiny.config("retnet", layers=3, deep_norm=deep_norm, residual_float32=True)
+    config = config.replace(pattern=[config.pattern[0].replace(channel=None)])
+    _, params = tiny.split(config)
+    exact = run(config, params).hidden
+    assert (exact == run(config.replace(residual_float32=False), params).hidden).all()
+    low = config.replace(dtype="bfloat16")
+    shown = run(low, params, TAPS)
+    taps = {name: x.dtype for name, x in shown.taps.items()}
+    wide = jnp.dtype("float32")
+    assert shown.hidden.dtype == jnp.bfloat16 and taps["block_in"] == taps["block_out"] == wide
+    assert taps["mixer_in"] == taps["mixer_out"] == jnp.bfloat16
+    lm = nnx.merge(nnx.split(jax.eval_shape(lambda: make_lm(low)))[0], params)
+    for i, layer in enumerate(lm.stack.layers()):
+        x = shown.taps["block_in"][i]
+        residual = layer.mixer_norm(x) * jnp.float32(6**0.25) if deep_norm else x
+        assert_close(shown.taps["block_out"][i] - residual, shown.taps["mixer_out"][i].astype(wide), TOL.f32_forward)
+    state = lm.hidden(tiny.tokens(2, T), lm.init_state(2, T)).hidden
+    assert_close(state.astype(wide), shown.hidden.astype(wide), TOL.bf16)

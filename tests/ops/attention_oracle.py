@@ -44,6 +44,24 @@ def loop(q, k, v, ids, *, causal=True, window=None, sinks=0, q_sink=None, scale=
     return o
 
 
+def pattern(q, k, v, ids, sees, *, scale=None):
+    """Attention of every query to the positions of its own document that ``sees(head, i, j)`` allows; 0 if none."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    group = q.shape[2] // k.shape[2]
+    o = np.zeros((*q.shape[:3], v.shape[3]))
+    for b in range(q.shape[0]):
+        for run in documents(ids[b]):
+            for n, i in enumerate(run):
+                for h in range(q.shape[2]):
+                    near = [j for m, j in enumerate(run) if sees(h, n, m)]
+                    if near:
+                        logits = np.array([scale * q[b, i, h] @ k[b, j, h // group] for j in near])
+                        weights = np.exp(logits - logits.max())
+                        o[b, i, h] = weights @ v[b, near, h // group] / weights.sum()
+    return o
+
+
 def arrays(seed: int, *shapes, dtype=np.float32) -> list[np.ndarray]:
     """Normal random arrays."""
     generator = np.random.default_rng(seed)

@@ -1,12 +1,18 @@
 """Softmax attention: one definition of who sees whom, and every form of it.
 
-`softmax_attention` over a row, `window_attention` with sinks, and `attend` over what a cache carries. All forms of one
-operation are equal in value and in gradient; none is chosen by length.
+`softmax_attention` over a row, `window_attention` with sinks, and `attend` over what a cache carries. Sparse patterns
+are parts that `merge` makes one softmax of, over the documents of a row laid end to end (`lay_out`): windows and pieces
+of a `Line`, `strided_attention`, `selected_attention` to whole blocks. All forms of one operation are equal in value
+and in gradient; none is chosen by length.
 """
 
+from effarch.ops.attention.block_sparse import selected_attention
 from effarch.ops.attention.blockwise import blockwise_attention
 from effarch.ops.attention.cache import KVCache, RingCache, append, attend
-from effarch.ops.attention.reference import Visibility, attention
+from effarch.ops.attention.choice import choose_blocks, read_slots
+from effarch.ops.attention.line import Blocks, Line, lay_out
+from effarch.ops.attention.reference import Visibility, attention, merge
+from effarch.ops.attention.strided import strided_attention
 from effarch.ops.attention.window import LeftContext, window_attention
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Float, Int
@@ -40,14 +46,22 @@ def softmax_attention(
 
 __all__ = [
     "FORMS",
+    "Blocks",
     "KVCache",
     "LeftContext",
+    "Line",
     "RingCache",
     "Visibility",
     "append",
     "attend",
     "attention",
     "blockwise_attention",
+    "choose_blocks",
+    "lay_out",
+    "merge",
+    "read_slots",
+    "selected_attention",
     "softmax_attention",
+    "strided_attention",
     "window_attention",
 ]

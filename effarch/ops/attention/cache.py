@@ -102,7 +102,7 @@ def append(cache: Cache, k: Float[Array, "B T Hk D"], v: Float[Array, "B T Hk V"
     Raises:
       ValueError: the chunk does not fit the cache's heads.
     """
-    segments = _resume(cache, k, v, segments)
+    segments = resume(cache, k, v, segments)
     chosen = segments.real & (segments.run == segments.last_run[:, None])
     end = jnp.where(chosen, segments.position + 1, 0).max(axis=1)
     length = jnp.where(segments.real.any(axis=1), end, cache.length)
@@ -160,7 +160,7 @@ def attend(
         raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
     if q_sink is not None and isinstance(cache, KVCache):
         raise ValueError("q_sink: expected None with a KVCache, which has no sinks")
-    segments = _resume(cache, k, v, segments)
+    segments = resume(cache, k, v, segments)
     after = append(cache, k, v, segments)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if q.shape[1] == 1:
@@ -175,7 +175,7 @@ def attend(
         form = "chunkwise" if form == "chunkwise" else "parallel"
         ring = partial(window_attention, window=window, sinks=sinks, left=cache.left, form=form)
         return ring(q, k, v, q_sink=q_sink, segment_ids=segments, scale=scale), after
-    slot, filled = _slots(cache)
+    slot, filled = slots(cache)
     keys, values = (jnp.concatenate([a.astype(b.dtype), b], axis=1) for a, b in ((cache.k, k), (cache.v, v)))
     run_k = jnp.concatenate([filled, segments.run], axis=1)
     position_k = jnp.concatenate([slot, segments.position], axis=1)
@@ -186,7 +186,7 @@ def attend(
 
 def _read(q: Array, cache: KVCache, run: Array, position: Array, scale: float) -> Float[Array, "B 1 Hq V"]:
     """One query per row over a cache that already holds its key."""
-    slot, filled = _slots(cache)
+    slot, filled = slots(cache)
     seen = Visibility(run, position, filled, slot).pairs()
 
     def shielded() -> Array:
@@ -214,13 +214,13 @@ def _read_ring(
     return mix(groups, scale=scale)
 
 
-def _slots(cache: KVCache) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+def slots(cache: KVCache) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
     """The position of each slot, and 1 where it is filled."""
     slot = jnp.broadcast_to(jnp.arange(cache.k.shape[1], dtype=jnp.int32), cache.k.shape[:2])
     return slot, (slot < cache.length[:, None]).astype(jnp.int32)
 
 
-def _resume(cache: KVCache | RingCache, k: Array, v: Array, segments: Array | Segments | None) -> Segments:
+def resume(cache: KVCache | RingCache, k: Array, v: Array, segments: Array | Segments | None) -> Segments:
     """The chunk's segments, run 1 counting on from the cache's length."""
     batch, time = k.shape[:2]
     for name, old, new in (("k", cache.k, k), ("v", cache.v, v)):

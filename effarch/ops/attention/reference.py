@@ -138,13 +138,13 @@ def shield(k: Float[Array, "B S Hk D"], v: Float[Array, "B S Hk V"], run: Int[Ar
 
 
 def mix(
-    groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B T S"]]], *, scale: float
+    groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B ... T S"]]], *, scale: float
 ) -> Float[Array, "B T Hq V"]:
     """One softmax over several groups of keys, each read by its own form of the query.
 
     Args:
       groups: ``(q [B,T,Hq,D], k [B,S,Hk,D], v [B,S,Hk,V], visible [B,T,S])`` for each group; hidden values must be
-        finite, see `shield`.
+        finite, see `shield`. Where heads see different keys, ``visible`` is ``[B, Hk or 1, Hq / Hk or 1, T, S]``.
       scale: multiplies the logits.
     """
     dtype = groups[0][0].dtype
@@ -152,7 +152,7 @@ def mix(
     for q, k, _, visible in groups:
         q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
         scores = dot("btkgd,bskd->bkgts", q, k) * scale
-        logits.append(jnp.where(visible[:, None, None], scores, MASKED))
+        logits.append(jnp.where(visible[:, None, None] if visible.ndim == 3 else visible, scores, MASKED))
     peak = jnp.maximum(jnp.concatenate([x.max(axis=-1, keepdims=True) for x in logits], axis=-1).max(axis=-1), EMPTY)
     weights = [jnp.exp(x - jax.lax.stop_gradient(peak)[..., None]) for x in logits]
     total = sum(w.sum(axis=-1) for w in weights)
@@ -160,6 +160,19 @@ def mix(
     o = read / jnp.where(total > 0, total, 1)[..., None]
     batch, kv, group, time, width = o.shape
     return o.transpose(0, 3, 1, 2, 4).reshape(batch, time, kv * group, width).astype(dtype)
+
+
+def merge(parts: Sequence[tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]]) -> Float[Array, "B T Hq V"]:
+    """One softmax over keys that were attended to in parts.
+
+    Args:
+      parts: output and log of the softmax's sum over each part; no key may be in two.
+    """
+    peak = jax.lax.stop_gradient(jnp.stack([logsumexp for _, logsumexp in parts]).max(axis=0))
+    weights = [jnp.exp(logsumexp - peak)[..., None] for _, logsumexp in parts]
+    total = jnp.stack(weights).sum(axis=0)
+    o = jnp.stack([o.astype(w.dtype) * (w / total) for (o, _), w in zip(parts, weights, strict=True)]).sum(axis=0)
+    return o.astype(parts[0][0].dtype)
 
 
 def attention(

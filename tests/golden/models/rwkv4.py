@@ -19,7 +19,8 @@ config = LMConfig(
 )
 
 
-def _model():
+def model():
+    """Theirs."""
     from transformers import RwkvConfig, RwkvForCausalLM
 
     return RwkvForCausalLM(
@@ -35,7 +36,7 @@ def _model():
 
 
 def shapes():
-    return {name: x.shape for name, x in _model().state_dict().items()}
+    return {name: x.shape for name, x in model().state_dict().items()}
 
 
 def weight(name, x):
@@ -48,27 +49,35 @@ def weight(name, x):
 def independent(weights, tokens):
     import torch
 
-    model = _model()
-    model.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
+    theirs = model()
+    theirs.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
     with torch.no_grad():
-        return model(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
+        return theirs(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
+
+
+def block(w, prefix, part):
+    """Our parameters of a layer's ``mixer`` or ``channel``, below it; ``prefix`` is that of their layer."""
+    found = {}
+    if part == "mixer":
+        theirs = prefix + "attention."
+        squares = {"r": "receptance", "k": "key", "v": "value", "o": "output"}
+        mixes = {"r": "receptance", "k": "key", "v": "value"}
+        found |= {"omega": w[theirs + "time_decay"], "bonus": w[theirs + "time_first"]}
+    else:
+        theirs = prefix + "feed_forward."
+        squares = {"up": "key", "down": "value", "receptance": "receptance"}
+        mixes = {"k": "key", "r": "receptance"}
+    found |= {f"{mine}.kernel": w[f"{theirs}{name}.weight"].T for mine, name in squares.items()}
+    return found | {f"mix.{mine}": 1 - w[f"{theirs}time_mix_{name}"] for mine, name in mixes.items()}
 
 
 def parameters(w):
     norms = {"embed_norm": "rwkv.blocks.0.pre_ln", "norm": "rwkv.ln_out"}
     found = {"embedding.table": w["rwkv.embeddings.weight"], "unembed.kernel": w["head.weight"].T}
     for i in range(LAYERS):
-        layer, block = f"layers.{i}.", f"rwkv.blocks.{i}."
-        norms |= {layer + "mixer_norm": block + "ln1", layer + "channel_norm": block + "ln2"}
-        for mine, theirs in (("r", "receptance"), ("k", "key"), ("v", "value"), ("o", "output")):
-            found[f"{layer}mixer.{mine}.kernel"] = w[f"{block}attention.{theirs}.weight"].T
-            if mine != "o":
-                found[f"{layer}mixer.mix.{mine}"] = 1 - w[f"{block}attention.time_mix_{theirs}"]
-        found[layer + "mixer.omega"] = w[block + "attention.time_decay"]
-        found[layer + "mixer.bonus"] = w[block + "attention.time_first"]
-        for mine, theirs in (("up", "key"), ("down", "value"), ("receptance", "receptance")):
-            found[f"{layer}channel.{mine}.kernel"] = w[f"{block}feed_forward.{theirs}.weight"].T
-        for mine, theirs in (("k", "key"), ("r", "receptance")):
-            found[f"{layer}channel.mix.{mine}"] = 1 - w[f"{block}feed_forward.time_mix_{theirs}"]
+        layer, theirs = f"layers.{i}.", f"rwkv.blocks.{i}."
+        norms |= {layer + "mixer_norm": theirs + "ln1", layer + "channel_norm": theirs + "ln2"}
+        for part in ("mixer", "channel"):
+            found |= {f"{layer}{part}.{name}": x for name, x in block(w, theirs, part).items()}
     parts = ("weight", "bias")
     return found | {f"{mine}.{part}": w[f"{theirs}.{part}"] for mine, theirs in norms.items() for part in parts}
