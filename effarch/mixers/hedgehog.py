@@ -15,8 +15,8 @@ import pydantic
 from flax import nnx
 
 from effarch.mixers.linear_attention import LinearAttention
+from effarch.nn.block_linear import BlockLinear
 from effarch.nn.feature_map import FeatureMap, FeatureMapChoice, FeatureMapConfig
-from effarch.nn.per_head import HeadLinear
 from effarch.ops.features import Features, joint_softmax, signed_exponentials, softmax_pair
 from effarch.registry import register
 from effarch.typing import Array
@@ -55,7 +55,7 @@ class HedgehogMap(FeatureMap):
 
     def __init__(self, config: HedgehogMapConfig, dim: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
-        self.linear = HeadLinear(heads, dim, dim, bias=config.bias, rngs=rngs)
+        self.linear = BlockLinear(heads, dim, dim, bias=config.bias, rngs=rngs)
         self.linear.kernel[...] = jnp.broadcast_to(jnp.eye(dim, dtype=jnp.float32)[None], (heads, dim, dim))
 
     def __call__(self, x: Array, positions: Array) -> Features:

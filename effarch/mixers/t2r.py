@@ -12,8 +12,8 @@ import pydantic
 from flax import nnx
 
 from effarch.mixers.linear_attention import LinearAttention
+from effarch.nn.block_linear import BlockLinear
 from effarch.nn.feature_map import FeatureMap, FeatureMapChoice, FeatureMapConfig
-from effarch.nn.per_head import HeadLinear
 from effarch.ops.features import Features
 from effarch.registry import register
 from effarch.typing import Array
@@ -47,7 +47,7 @@ class T2RMap(FeatureMap):
     """The map of one layer's queries, or of its keys."""
 
     def __init__(self, config: T2RMapConfig, dim: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        self.linear = HeadLinear(heads, dim, config.num_features, bias=config.bias, rngs=rngs)
+        self.linear = BlockLinear(heads, dim, config.num_features, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Array, positions: Array) -> Features:
         return Features(jax.nn.relu(self.linear(x)))

