@@ -1,4 +1,4 @@
-"""``effarch list | generate``: one grammar for every verb. Heavy imports stay inside the verb that needs them."""
+"""``effarch list | bench | generate``: one grammar for every verb. Heavy imports stay in the verb that needs them."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +14,15 @@ class ListConfig(Config):
 
     kind: str = pydantic.Field("mixer", description='"mixer" or "channel"')
     dim: int = pydantic.Field(1024, gt=0, description="width of the model that state sizes are for")
+
+
+class BenchConfig(Config):
+    """What to measure: mixers at their smallest (``tiny()``), forward and backward, float32."""
+
+    mixers: tuple[str, ...] = pydantic.Field((), description="names; empty: all whose length is not fixed")
+    lengths: tuple[int, ...] = pydantic.Field((8192, 16384, 32768, 65536), description="tokens T, ascending")
+    batch_size: int = pydantic.Field(1, gt=0, description="rows")
+    repeats: int = pydantic.Field(3, gt=0, description="runs of each length; the fastest counts")
 
 
 class GenerateConfig(Config):
@@ -67,6 +76,46 @@ def list_mixers(config: ListConfig) -> int:
     return 0
 
 
+def bench(config: BenchConfig) -> int:
+    """``effarch bench``: how time and compiled memory of mixers grow with T."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch import registry
+    from effarch.bench.scaling import measure
+    from effarch.eval.table import Column, Table, context, size
+    from effarch.mixers.base import MixerConfig
+
+    known = cast(dict[str, type[MixerConfig]], registry.configs("mixer"))
+    for name in config.mixers:
+        registry.get("mixer", name)
+    chosen = config.mixers or tuple(name for name, cls in known.items() if not cls.fixed_length)
+    columns = (
+        Column("name", "mixer"),
+        Column("memory", "memory ~ T^", format=".3f"),
+        Column("bytes", "per token", format=size),
+        Column("time", "time ~ T^", format=".3f"),
+        *(Column(str(length), context(length), "s", format=".3g") for length in config.lengths),
+    )
+    rows = []
+    for number, name in enumerate(chosen, 1):
+        tiny, dim = known[name].tiny()
+        try:
+            found = measure(tiny, dim, config.lengths, batch_size=config.batch_size, repeats=config.repeats)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        rows.append(
+            {
+                "name": name,
+                "memory": found.memory_exponent,
+                "bytes": found.bytes_per_token,
+                "time": found.time_exponent,
+                **{str(t): s for t, s in zip(found.lengths, found.seconds, strict=True)},
+            }
+        )
+        print(f"[{number}/{len(chosen)}] {name}: memory {found.memory_exponent:.3f}, time {found.time_exponent:.3f}")
+    print(Table(columns, tuple(rows)).plain())
+    return 0
+
+
 def generate(config: GenerateConfig) -> int:
     """``effarch generate RUN``: continues a prompt with the model of a run."""
     from effarch.data.bytes import EOS, ByteTokenizer
@@ -99,6 +148,7 @@ def verbs() -> dict[str, tuple[type[Config], Callable[..., int], str | None, str
             None,
             "Lists every registered mixer; state sizes are those of its tiny() config.",
         ),
+        "bench": (BenchConfig, bench, None, "Measures how time and memory of mixers grow with the length."),
         "generate": (GenerateConfig, generate, "run", "Continues a prompt with the model of a run."),
     }
 

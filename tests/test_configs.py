@@ -12,7 +12,8 @@ from effarch.models.lm import make_lm
 from train.distill import DistillConfig
 from train.pretrain import PretrainConfig
 
-FILES = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMANDS = {"train.distill": DistillConfig, "train.pretrain": PretrainConfig}
 
 
@@ -20,11 +21,11 @@ def test_there_are_some():
     assert "quickstart.yaml" in {path.name for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "configs").with_suffix("").as_posix())
 def test_config_builds(path):
     """The header names the command that runs it."""
     header = path.read_text().split("run_name")[0]
-    (module,) = [module for module in COMMANDS if f"python -m {module} configs/{path.name}" in header]
+    (module,) = [module for module in COMMANDS if f"python -m {module} {path.relative_to(ROOT)}\n" in header]
     config = load(COMMANDS[module], path)
     if module == "train.pretrain":
         jax.eval_shape(partial(make_lm, config.model))

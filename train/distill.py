@@ -19,7 +19,7 @@ from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import Prepared, prepare
 from effarch.distill.stages import Align, Logits, StageChoice
 from effarch.distill.transfer import StudentConfig, student_config, transfer
-from effarch.models.lm import LM, LMConfig, make_lm
+from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
@@ -156,7 +156,7 @@ def run(config: DistillConfig, dry_run: bool = False) -> int:
     teacher, student = abstractly(lambda: converted(config))
     if dry_run:
         for name, lm in (("teacher", teacher), ("student", student)):
-            print(f"{name}: {sum(x.size for x in jax.tree.leaves(lm)):,} parameters")
+            print(f"{name}: {parameter_count(lm):,} parameters")
         return 0
     wanted = student.config
     with StopSignal() as stop:

@@ -18,7 +18,7 @@ from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.distill.objectives import next_token
 from effarch.eval.scores import text_scores
-from effarch.models.lm import LM, LMConfig, make_lm
+from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
 from effarch.parallel.mesh import MeshConfig, make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import CheckpointConfig, Checkpoints
@@ -158,7 +158,7 @@ def run(config: PretrainConfig, dry_run: bool = False) -> int:
     """The command."""
     lm = abstractly(lambda: make_lm(config.model, config.seed))
     if dry_run:
-        print(f"{sum(x.size for x in jax.tree.leaves(lm)):,} parameters; nothing was written")
+        print(f"{parameter_count(lm):,} parameters; nothing was written")
         return 0
     with StopSignal() as stop:
         try:

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from effarch.bench.decode import decode_speeds
 from effarch.data.bytes import EOS
 from effarch.data.prepare import Prepared
@@ -18,7 +16,7 @@ from effarch.eval.report import results_table, write_report
 from effarch.eval.scores import recall_scores, text_scores
 from effarch.mixers.sliding_window import SlidingWindow
 from effarch.models.generate import Sampling, generate
-from effarch.models.lm import LM
+from effarch.models.lm import LM, parameter_count
 from effarch.training.faults import StopSignal
 from effarch.training.metrics import progress
 from effarch.training.run import versions, write_atomic
@@ -85,7 +83,7 @@ class Results:
             speeds = decode_speeds(lm, CONTEXTS)
             advance(3)
         return scores | {
-            "parameters": sum(x.size for x in jax.tree.leaves(lm)),
+            "parameters": parameter_count(lm),
             "state_bytes": {context: lm.config.state_bytes(context) for context in STATES},
             "decode_tokens_per_s": speeds,
         }

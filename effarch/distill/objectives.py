@@ -34,6 +34,17 @@ def next_token(graph: nnx.GraphDef, chunk: int = CHUNK) -> LossFn:
     return loss
 
 
+def answers(graph: nnx.GraphDef, chunk: int = CHUNK) -> LossFn:
+    """Cross-entropy of the answers of a synthetic task, nats: of ``targets`` at the same place, where ``mask`` is 1."""
+
+    def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array) -> tuple:
+        lm: LM = nnx.merge(graph, params, rest)
+        hidden = lm.hidden(batch["tokens"]).hidden
+        return tuple(chunked_cross_entropy(hidden, lm.head, batch["targets"], batch["mask"], chunk))
+
+    return loss
+
+
 def align(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: HiddenLoss) -> LossFn:
     """Every mixer of the student on the *teacher's* input of its layer, against the teacher's mixer output.
 

@@ -124,6 +124,65 @@ def lines(
     return _svg(draw, height=2.6)
 
 
+def points(
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    log: bool = False,
+    format_x: Callable[[float], str] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> str:
+    """One named point per series, as SVG; names give way to each other.
+
+    Args:
+        series: of one point each. x, y: labels of the axes. log: the x axis on a logarithmic scale (base 2).
+        format_x: the label of a value on the x axis. limits: lowest and highest y shown; None leaves it to the data.
+    """
+
+    def draw(axes: Any) -> None:
+        if log:
+            axes.set_xscale("log", base=2)
+        if format_x:
+            axes.xaxis.set_major_formatter(lambda value, _: format_x(value))
+        axes.set(xlabel=x, ylabel=y)
+        axes.margins(x=0.25)
+        for s in series:
+            axes.plot(*zip(*s.points, strict=True), "o", color=s.paint, markersize=4)
+        axes.set_ylim(*limits)
+        axes.figure.draw_without_rendering()  # so that places on the page are known
+        taken: list[tuple[float, float, int]] = []
+        for s in sorted(series, key=lambda s: s.points[0][1], reverse=True):
+            at = axes.transData.transform(s.points[0]) * 72 / axes.figure.dpi
+            places = [(at[0] + x, at[1] + y, len(s.name)) for x, y in _OFFSETS]
+            free = [i for i, place in enumerate(places) if not any(_collide(place, other) for other in taken)]
+            best = free[0] if free else 0
+            taken.append(places[best])
+            axes.annotate(
+                s.name,
+                s.points[0],
+                xytext=_OFFSETS[best],
+                textcoords="offset points",
+                fontsize=_SMALL,
+                color=s.paint,
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": s.paint, "linewidth": 0.3, "shrinkA": 0, "shrinkB": 2},
+            )
+
+    return _svg(draw, height=4.6)
+
+
+_SMALL = 6.5  # points; of the names beside points
+_OFFSETS = [(x, -8.0 * row) for row in range(40) for x in (6.0, -60.0, 66.0)]  # of a name from its point, nearest first
+
+
+def _collide(a: tuple[float, float, int], b: tuple[float, float, int]) -> bool:
+    """Whether two names overlap: where each starts, in points, and its letters."""
+    width = 0.6 * _SMALL
+    apart = a[0] + width * a[2] < b[0] or b[0] + width * b[2] < a[0]
+    return not apart and abs(a[1] - b[1]) < 1.15 * _SMALL
+
+
 def bars(series: Sequence[Series], *, x: str, log: bool = False, format_x: str = ".3g") -> str:
     """One horizontal bar per series, the first on top, its value written beside it, as SVG."""
 

@@ -50,14 +50,24 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: a value that JSON cannot hold, or a model without a name.
     """
-    folder, report = Path(folder), strict(report)
-    texts = {"report.json": json.dumps(report, indent=2, allow_nan=False) + "\n", "report.html": page(report)}
+    report = strict(report)
+    write_files(folder, {"report.json": as_json(report), "report.html": page(report)})
+    return Path(folder) / "report.html"
+
+
+def as_json(report: Any) -> str:
+    """What :func:`strict` returned, as a file holds it."""
+    return json.dumps(report, indent=2, allow_nan=False) + "\n"
+
+
+def write_files(folder: str | Path, texts: Mapping[str, str]) -> None:
+    """Writes ``{name: text}``, each whole or not at all; the folder is created where it does not exist."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         temporary = folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)
-    return folder / "report.html"
 
 
 _UNPRINTABLE = re.compile(
@@ -122,7 +132,6 @@ def _keys(models: Sequence[Mapping[str, Any]], key: str) -> list[int]:
 
 def page(report: Mapping[str, Any]) -> str:
     """The page of a report that :func:`strict` has seen: no script, nothing from elsewhere."""
-    title = html.escape(report.get("title") or "Report")
     models, sections = report.get("models") or [], []
     if report.get("summary"):
         sections.append(f'<p class="summary">{html.escape(report["summary"])}</p>')
@@ -131,23 +140,31 @@ def page(report: Mapping[str, Any]) -> str:
         sections.append(f'<section><h2>Results</h2><div class="scroll">{table}</div></section>')
     drawings = figures(report)
     if drawings:
-        sections.append(f"<section><h2>Plots</h2>{_legend(models)}{_draw(drawings)}</section>")
+        sections.append(
+            f"<section><h2>Plots</h2>{legend([model['name'] for model in models])}{draw(drawings)}</section>"
+        )
     sample = report.get("sample") or {}
     if sample.get("text"):
         prompt, text = html.escape(sample.get("prompt") or ""), html.escape(sample["text"])
         sections.append(f'<section><h2>Sample</h2><pre><span class="prompt">{prompt}</span>{text}</pre></section>')
-    if report.get("run"):
-        sections.append(f'<section><h2>What was run</h2><dl class="run">{_facts(report["run"])}</dl></section>')
+    return framed(report, sections)
+
+
+def framed(report: Mapping[str, Any], sections: Sequence[str]) -> str:
+    """A page of HTML sections under the report's ``title``, what was ``run`` below them."""
+    run = report.get("run")
+    last = [f'<section><h2>What was run</h2><dl class="run">{_facts(run)}</dl></section>'] if run else []
     head, tail = PAGE.split("{sections}")
-    return head.replace("{title}", title) + "\n".join(sections) + tail
+    return head.replace("{title}", html.escape(report.get("title") or "Report")) + "\n".join([*sections, *last]) + tail
 
 
-def _legend(models: Sequence[Mapping[str, Any]]) -> str:
+def legend(names: Sequence[str]) -> str:
+    """The names of the page's colours, in their order."""
     items = (
-        f'<li><i style="background:var(--c{i % plots.COLORS})"></i>{html.escape(model["name"])}</li>'
-        for i, model in enumerate(models)
+        f'<li><i style="background:var(--c{i % plots.COLORS})"></i>{html.escape(name)}</li>'
+        for i, name in enumerate(names)
     )
-    return f'<ul class="legend">{"".join(items)}</ul>' if models else ""
+    return f'<ul class="legend">{"".join(items)}</ul>' if names else ""
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -161,9 +178,10 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _draw(drawings: Mapping[str, Callable[[], str]]) -> str:
+def draw(drawings: Mapping[str, Callable[[], str]]) -> str:
+    """Figures: caption -> a function that draws the plot as SVG."""
     drawn = (
-        f"<figure><figcaption>{html.escape(caption)}</figcaption>{plots.with_unique_ids(draw(), f'p{i}-')}</figure>"
-        for i, (caption, draw) in enumerate(drawings.items())
+        f"<figure><figcaption>{html.escape(caption)}</figcaption>{plots.with_unique_ids(plot(), f'p{i}-')}</figure>"
+        for i, (caption, plot) in enumerate(drawings.items())
     )
     return f'<div class="plots">{"".join(drawn)}</div>'

@@ -44,6 +44,40 @@ class RecallScores:
     by_distance: dict[int, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerScores:
+    """On rows of a synthetic task.
+
+    Attributes:
+      accuracy: share of the answers that are the most likely token, 0 to 1.
+      nats: mean negative log-likelihood of an answer.
+    """
+
+    accuracy: float
+    nats: float
+
+
+@partial(jax.jit, static_argnums=0)
+def _answer_scores(graph: nnx.GraphDef, params: PyTree, batch: dict[str, Array]) -> dict[str, Array]:
+    lm: LM = nnx.merge(graph, params)
+    return token_scores(lm.hidden(batch["tokens"]).hidden, lm.head, batch["targets"], batch["mask"])
+
+
+def answer_scores(lm: LM, batch: Batch) -> AnswerScores:
+    """:class:`AnswerScores` on rows with ``targets`` where ``mask`` is 1.
+
+    Raises:
+      ValueError: an answer whose likelihood is not finite.
+    """
+    graph, params = nnx.split(lm)
+    scores = jax.tree.map(np.asarray, _answer_scores(graph, params, dict(batch)))
+    counted = np.asarray(batch["mask"]) > 0
+    nats = float(scores["nll"][counted].mean(dtype=np.float64))
+    if not np.isfinite(nats):
+        raise ValueError("not finite")
+    return AnswerScores(float(scores["correct"][counted].mean(dtype=np.float64)), nats)
+
+
 @partial(jax.jit, static_argnums=(0, 2))
 def _token_scores(graph: nnx.GraphDef, params: PyTree, teacher_graph, teacher_params, batch) -> dict[str, Array]:
     lm: LM = nnx.merge(graph, params)

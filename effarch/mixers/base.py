@@ -24,7 +24,7 @@ class LayerInfo:
     Attributes:
       index: of the layer, from 0; a traced integer where layers are initialised together.
       count: number of layers.
-      first: whether this is the first layer with its mixer (static; it may have other parameters).
+      first: whether this is the first layer of those that share values (static; it may have other parameters).
       dtype: of activations, and so of what a cache stores.
     """
 
@@ -78,6 +78,11 @@ class MixerConfig(Config):
     transition: ClassVar[str] = ""
     paper: ClassVar[str] = ""
 
+    @property
+    def shares(self) -> str:
+        """Names the layers of a model that pass values on among themselves, the first of which differs: its type's."""
+        return self.type_name or type(self).__qualname__
+
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> Mixer:
         """The module for a model of width ``dim``. Raises ``ValueError`` where the width does not fit."""
         raise NotImplementedError(f"{type(self).__name__} has no make")
@@ -102,8 +107,9 @@ class MixerConfig(Config):
     def matching(self, attention: "MixerConfig") -> Self:
         """This config with the head layout and rotary base of an attention config, where its own are the defaults.
 
-        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values. A
-        value that differs from the default was chosen, and stays.
+        So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values; a
+        mixer without heads (``channels``) has those of all heads side by side. A value that differs from the default
+        was chosen, and stays.
         """
         sizes = {
             "num_heads": getattr(attention, "num_heads", None),
@@ -112,6 +118,8 @@ class MixerConfig(Config):
             "value_head_dim": getattr(attention, "head_dim", None),
             "rope_theta": getattr(attention, "rope_theta", None),
         }
+        if sizes["num_heads"] and sizes["head_dim"]:
+            sizes["channels"] = sizes["num_heads"] * sizes["head_dim"]
         fields = type(self).model_fields
         taken = {
             name: size
@@ -129,6 +137,13 @@ def whole_rows_only(name: str, ctx: Context) -> None:
     """Raises ``ValueError`` where a mixer that is not ``packed`` is given documents or padding."""
     if ctx.segments is not None:
         raise ValueError(f"segment_ids: {name} mixes whole rows and takes neither packed documents nor padding")
+
+
+def rows_of_length(name: str, length: int, x: Float[Array, "B T D"], ctx: Context) -> None:
+    """Raises ``ValueError`` where a ``fixed_length`` mixer is given other rows than its parameters are for."""
+    whole_rows_only(name, ctx)
+    if x.shape[1] != length:
+        raise ValueError(f"length: expected rows of {length} tokens, as {name} is made for, got {x.shape[1]}")
 
 
 def expand_heads(kernel: Float[Array, "... H K"], heads: int) -> Float[Array, "... H K"]:
@@ -151,17 +166,23 @@ def copy_kernel(target: nnx.Param, kernel: Array, what: str) -> None:
 
 
 def copy_projections(attention: Any, *, scale: float = 1.0, **mine: Linear) -> None:
-    """Copies kernels of softmax attention into projections ``[D, H, K]``, its heads repeated to theirs.
+    """Copies kernels of softmax attention into projections, its heads repeated to theirs.
 
     Args:
       attention: a softmax attention mixer. scale: multiplies what is copied into ``q`` (K^-1/2 where q is not scaled).
-      mine: by the teacher's names: ``q``, ``k``, ``v``, and ``o`` (``[H, V, D]``, never repeated).
+      mine: by the teacher's names: ``q``, ``k``, ``v`` and ``o``. ``q``, ``k`` and ``v`` are ``[D, H, K]``,
+        ``[D, n, H, K]`` (n times the same) or ``[D, H K]``; ``o`` is ``[H, V, D]`` or ``[H V, D]``, never repeated.
 
     Raises:
       ValueError: a shape does not fit.
     """
     for name, linear in mine.items():
-        kernel = getattr(attention.qkv, name).kernel[...]
+        kernel, shape = getattr(attention.qkv, name).kernel[...], linear.kernel.shape
         if name != "o":
-            kernel = expand_heads(kernel, linear.kernel.shape[-2])
+            heads = shape[-1] // kernel.shape[-1] if len(shape) == 2 else shape[-2]
+            kernel = expand_heads(kernel, heads)
+        if len(shape) == 2:
+            kernel = kernel.reshape(-1, shape[-1]) if name == "o" else kernel.reshape(len(kernel), -1)
+        elif len(shape) == 4:
+            kernel = jnp.repeat(kernel[:, None], shape[1], axis=1)
         copy_kernel(linear.kernel, kernel * scale if name == "q" else kernel, name)

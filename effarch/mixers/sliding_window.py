@@ -34,11 +34,9 @@ class SlidingWindow(SoftmaxAttention):
         return SlidingWindowMixer(self, dim, layer=layer, rngs=rngs)
 
     def flops(self, dim: int, time: int) -> int:
-        width = self.head_dim
-        projections = 2 * dim * width * (2 * self.num_heads + 2 * self.num_kv_heads)
         seen = sum(min(t, self.window + self.sinks) for t in range(1, min(time, self.window + self.sinks) + 1))
         seen += max(time - self.window - self.sinks, 0) * (self.window + self.sinks)
-        return time * projections + 4 * self.num_heads * width * seen
+        return time * self.projection_flops(dim) + 4 * self.num_heads * self.head_dim * seen
 
     @classmethod
     def tiny(cls) -> tuple[Self, int]:
@@ -67,4 +65,4 @@ class SlidingWindowMixer(Attention):
             )
         else:
             o, state = attend(q, k, v, state, ctx.segments, form=ctx.form, q_sink=q_sink)
-        return self.qkv.o(o), state, ctx
+        return self.output(o, x), state, ctx

@@ -1,8 +1,9 @@
 """The decoder language model: embedding, a stack of layers in any pattern of mixers, a head."""
 
 import dataclasses
+import math
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from flax import nnx
 from effarch import axes
 from effarch.config import Config
 from effarch.mixers.base import Context, LayerInfo, Progress
-from effarch.models.block import TAPS, Block, BlockConfig, make_norm
-from effarch.models.stack import Body, Layout, Stack, scan_layers, structure
+from effarch.models.block import TAPS, Block, BlockConfig, NormKind, make_norm
+from effarch.models.stack import Body, Layout, make_stack, scan_layers
 from effarch.nn.embedding import Embedding
 from effarch.nn.linear import Linear
+from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int, PyTree
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
@@ -29,8 +31,13 @@ class LMConfig(Config):
     dim: int = pydantic.Field(512, gt=0, description="width D of the residual stream")
     num_layers: int = pydantic.Field(6, gt=0, description="layers")
     pattern: Pattern = pydantic.Field((BlockConfig(),), description="layers repeat this list of blocks")
-    norm: Literal["rms", "layer"] = pydantic.Field("rms", description="kind of the norms")
+    norm: NormKind = pydantic.Field("rms", description='kind of the norms; "rms_plus_one" multiplies by 1 + w (Gemma)')
     norm_eps: float = pydantic.Field(1e-6, gt=0, description="of the norms")
+    deep_norm: bool = pydantic.Field(
+        False, description="the residual is (2L)^(1/4) times the normalised input (2203.00555, MiniMax-01)"
+    )
+    residual_float32: bool = pydantic.Field(False, description="the residual stream is float32 at least (Mamba)")
+    embed_scale: bool = pydantic.Field(False, description="embeddings times sqrt(D), rounded to bf16 (Gemma)")
     embed_norm: bool = pydantic.Field(False, description="a norm after the embedding (RWKV)")
     tie_embeddings: bool = pydantic.Field(True, description="the head is the embedding's table")
     logit_cap: float | None = pydantic.Field(None, gt=0, description="cap * tanh(logits / cap); null: none")
@@ -39,9 +46,22 @@ class LMConfig(Config):
     remat: Literal["none", "full", "dots"] = pydantic.Field("none", description="what the backward pass recomputes")
     scan_layers: bool = pydantic.Field(True, description="scan repeated layers in training; false unrolls them")
 
+    @property
+    def residual_scale(self) -> float | None:
+        """Of the normalised input as residual; None: the residual is the input itself."""
+        return (2 * self.num_layers) ** 0.25 if self.deep_norm else None
+
     def block(self, index: int) -> BlockConfig:
         """The config of layer ``index``."""
         return self.pattern[index % len(self.pattern)]
+
+    @pydantic.field_validator("pattern")
+    @classmethod
+    def _causal(cls, pattern: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
+        for block in pattern:
+            if not block.mixer.causal:  # it would see the token that is to be predicted
+                raise ValueError(f"pattern: expected causal mixers in a language model, got {block.mixer.type_name}")
+        return pattern
 
     def state_bytes(self, time: int) -> int:
         """Bytes that decoding carries per row with ``time`` tokens of context, all layers."""
@@ -95,32 +115,28 @@ class Output:
 
 
 class LM(nnx.Module):
-    """A decoder language model.
-
-    Initialisation of a layer depends on its index and the seed, not on how layers are held.
-    """
+    """A decoder language model."""
 
     def __init__(self, config: LMConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         dim = config.dim
         self.embedding = Embedding(config.vocab_size, dim, rngs=rngs)
         self.embed_norm = make_norm(config.norm, dim, config.norm_eps) if config.embed_norm else None
-        key = rngs.params()
-        count = config.num_layers
-        firsts = {type(config.block(i).mixer): i for i in reversed(range(count))}
 
-        def make(place: int, index: Any) -> Block:
-            block = config.block(place)
-            layer = LayerInfo(index, count, place == firsts[type(block.mixer)], jnp.dtype(config.dtype))
-            rngs = nnx.Rngs(jax.random.fold_in(key, index))
-            return Block(block, dim, norm=config.norm, eps=config.norm_eps, layer=layer, rngs=rngs)
+        def make(block: BlockConfig, layer: LayerInfo, rngs: nnx.Rngs) -> Block:
+            return Block(
+                block,
+                dim,
+                norm=config.norm,
+                eps=config.norm_eps,
+                layer=layer,
+                residual_scale=config.residual_scale,
+                mixer_dtype=jnp.dtype(config.dtype) if config.residual_float32 else None,
+                rngs=rngs,
+            )
 
-        # Only the first layer with a mixer may differ from the others of its config: two looks tell.
-        places = [(block, firsts[type(block.mixer)] == i) for i, block in enumerate(map(config.block, range(count)))]
-        looks = {place: (place[0], structure(partial(make, *[places.index(place)] * 2))) for place in set(places)}
-        kinds = [looks[place] for place in places]
-        layout = Layout.of(kinds) if config.scan_layers else Layout(config.num_layers, 1, 0, 0)
-        self.stack = Stack.make(layout, make)
+        blocks = [config.block(i) for i in range(config.num_layers)]
+        self.stack = make_stack(blocks, make, key=rngs.params(), dtype=config.dtype, scan=config.scan_layers)
         self.norm = make_norm(config.norm, dim, config.norm_eps)
         untied = partial(Linear, dim, config.vocab_size, axes=("embed", "vocab"), rngs=rngs)
         self.unembed = None if config.tie_embeddings else untied()
@@ -141,7 +157,10 @@ class LM(nnx.Module):
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The residual stream before the first layer."""
         x = self.embedding(tokens, jnp.dtype(self.config.dtype))
+        if self.config.embed_scale:
+            x = x * jnp.asarray(self.config.dim**0.5, jnp.bfloat16).astype(x.dtype)
         x = x if self.embed_norm is None else self.embed_norm(x)
+        x = x.astype(accumulator(x)) if self.config.residual_float32 else x
         return axes.constrain(x, "batch", "time", "embed")
 
     def scan_layers(self, body: Body, carry: PyTree, *others: "LM", remat: str | None = None) -> tuple[PyTree, PyTree]:
@@ -189,14 +208,18 @@ class LM(nnx.Module):
                 return (axes.constrain(x, "batch", "time", "embed"), dict(after.shared)), shown
 
             (x, _), shown = self.scan_layers(body, (x, {}))
-            return Output(self.norm(x), None, shown)
+            return Output(self.normed(x), None, shown)
         states, every = [], []
         for layer, before in zip(self.stack.layers(), state.layers, strict=True):
             x, after, ctx, shown = layer(x, before, ctx, taps)
             states.append(after)
             every.append(shown)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
-        return Output(self.norm(x), LMState(progress, tuple(states)), stacked)
+        return Output(self.normed(x), LMState(progress, tuple(states)), stacked)
+
+    def normed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states of the stream after the last layer."""
+        return self.norm(x).astype(self.config.dtype) if self.config.residual_float32 else self.norm(x)
 
     def head(self, hidden: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
         """Logits of hidden states, in their dtype."""
@@ -214,11 +237,22 @@ class LM(nnx.Module):
         return self.head(output.hidden), output.state
 
 
+def parameter_count(model: nnx.Module) -> int:
+    """How many numbers are trained; what is fixed (decays, random features) is not counted. It may be abstract."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.split(model, nnx.Param, ...)[1]))
+
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def with_params_in(model: M, dtype: str) -> M:
+    """The model with its parameters in ``dtype``; itself where they are already."""
+    if jnp.dtype(dtype) == jnp.float32:
+        return model
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params), rest)
+
+
 def make_lm(config: LMConfig, seed: int = 0) -> LM:
     """A freshly initialised model, its parameters in ``param_dtype``."""
-    lm = LM(config, rngs=nnx.Rngs(seed))
-    dtype = jnp.dtype(config.param_dtype)
-    if dtype == jnp.float32:
-        return lm
-    graph, params, rest = nnx.split(lm, nnx.Param, ...)
-    return nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), params), rest)
+    return with_params_in(LM(config, rngs=nnx.Rngs(seed)), config.param_dtype)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effarch.models.block import Block
+from effarch.mixers.base import LayerInfo
+from effarch.models.block import Block, BlockConfig
 from effarch.typing import Array, PyTree
 
 
@@ -116,6 +117,37 @@ class Stack(nnx.Module):
     def relaid(self, layout: Layout) -> "Stack":
         """The same layers held otherwise; itself if nothing changes."""
         return self if layout == self.layout else Stack.of(layout, self.layers())
+
+
+def make_stack(
+    blocks: Sequence[BlockConfig],
+    make: Callable[[BlockConfig, LayerInfo, nnx.Rngs], Block],
+    *,
+    key: Array,
+    dtype: Any,
+    scan: bool = True,
+) -> Stack:
+    """Freshly initialised layers, laid out so that most are scanned.
+
+    Initialisation of a layer depends on its index and ``key``, not on how layers are held.
+
+    Args:
+      blocks: the config of each layer. make: a layer from its config, its place and its random numbers.
+      key: of the random numbers. dtype: of activations. scan: false holds every layer apart.
+    """
+    count = len(blocks)
+    firsts = {block.mixer.shares: i for i, block in reversed(list(enumerate(blocks)))}
+
+    def layer(place: int, index: Any) -> Block:
+        block = blocks[place]
+        info = LayerInfo(index, count, place == firsts[block.mixer.shares], jnp.dtype(dtype))
+        return make(block, info, nnx.Rngs(jax.random.fold_in(key, index)))
+
+    # Only the first layer of those that share values may differ from the others of its config: two looks tell.
+    places = [(block, firsts[block.mixer.shares] == i) for i, block in enumerate(blocks)]
+    looks = {place: (place[0], structure(partial(layer, *[places.index(place)] * 2))) for place in set(places)}
+    kinds = [looks[place] for place in places]
+    return Stack.make(Layout.of(kinds) if scan else Layout(count, 1, 0, 0), layer)
 
 
 Body = Callable[[PyTree, tuple[Block, ...]], tuple[PyTree, PyTree]]

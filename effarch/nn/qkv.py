@@ -13,17 +13,26 @@ class QKV(nnx.Module):
 
     Args:
       dim: width of x. heads: of q and o. kv_heads: of k and v, divides ``heads``.
-      key_dim, value_dim: per head. bias: on q, k and v.
+      key_dim, value_dim: per head. bias: on q, k and v. out_bias: on o.
     """
 
     def __init__(
-        self, dim: int, *, heads: int, kv_heads: int, key_dim: int, value_dim: int, bias: bool = False, rngs: nnx.Rngs
+        self,
+        dim: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        key_dim: int,
+        value_dim: int,
+        bias: bool = False,
+        out_bias: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
         into = partial(Linear, dim, axes=("embed", "heads", "head_dim"), bias=bias, rngs=rngs)
         self.q = into((heads, key_dim))
         self.k = into((kv_heads, key_dim))
         self.v = into((kv_heads, value_dim))
-        self.o = Linear((heads, value_dim), dim, axes=("heads", "head_dim", "embed"), rngs=rngs)
+        self.o = Linear((heads, value_dim), dim, axes=("heads", "head_dim", "embed"), bias=out_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
         return self.q(x), self.k(x), self.v(x)

@@ -7,20 +7,26 @@ from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int
 
 
-def rotate(x: Float[Array, "B T H K"], positions: Int[Array, "B T"], theta: float = 10000.0) -> Float[Array, "B T H K"]:
+def rotate(
+    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], theta: float = 10000.0, *, fraction: float = 1.0
+) -> Float[Array, "B T H K"]:
     """Rotates the halves of the last axis: channels (j, j + K/2) by ``position * theta^(-2j/K)``.
 
     Args:
       x: queries or keys, K even.
       positions: of each token in its document; B may be 1.
       theta: base of the wavelengths.
+      fraction: of the channels that is rotated, in (0, 1]: the first ``fraction * K``, which take K's place above.
 
     Raises:
-      ValueError: K is odd.
+      ValueError: the number of rotated channels is odd or 0.
     """
-    width = x.shape[-1]
-    if width % 2:
-        raise ValueError(f"head_dim: expected an even number for rotary positions, got {width}")
+    width = int(x.shape[-1] * fraction)
+    if width % 2 or not width:
+        of = "" if fraction == 1 else f" * rope_fraction {fraction}"
+        raise ValueError(f"head_dim: expected head_dim{of} to be even for rotary positions, got {width}")
+    if width < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], positions, theta), x[..., width:]], axis=-1)
     dtype = accumulator(x)
     frequency = jnp.asarray(theta ** (-np.arange(0, width, 2) / width), dtype)
     angle = positions.astype(dtype)[..., None, None] * frequency[None, None, None, :]

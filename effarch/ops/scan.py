@@ -1,20 +1,27 @@
 """The elementwise linear scan ``h_t = a_t (.) h_{t-1} + b_t``: RG-LRU, HGRN, minGRU, Mamba-1.
 
 Gates are formed inside checkpointed chunks and outputs read there, so that neither [T, width] gates nor the states of
-all tokens (Mamba-1: T x D x N) exist at once. O(T) time, one state per chunk kept for the backward pass.
+all tokens (Mamba-1: T x D x N) exist at once. O(T) time, one state per chunk kept for the backward pass. A sequence
+that is split over devices exchanges one affine map per device.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
+from effarch.ops.context import Start, split_over_devices
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments, as_segments
 from effarch.typing import Array, Int, PyTree
 
 CHUNK = 64
+
+Tokens = tuple[PyTree, Array, Array]
 
 
 def _given(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -56,34 +63,79 @@ def linear_scan(
         shapes = ", ".join(str(list(x.shape)) for x in leaves)
         raise ValueError(f"inputs: expected arrays [B, T, ...] with the B of state {list(state.shape)}, got {shapes}")
     segments = as_segments(segment_ids)
-    size = min(chunk_size, time)
-    count = math.ceil(time / size)
-    run = jnp.ones((batch, time), jnp.int32) if segments is None else segments.run
-    carried = jnp.ones((batch, time), jnp.int32) if segments is None else segments.carried_run
-    dtype = accumulator(state, *leaves)
+    ones = jnp.ones((batch, time), jnp.int32)
+    run, carried = (ones, ones) if segments is None else (segments.run, segments.carried_run)
+    state = state.astype(accumulator(state, *leaves))
+    scan = _Scan(gates, read, chunk_size)
+    split = axes.context_parallel(time)
+    if split is None:
+        return scan.run((inputs, run, carried), state)
+    span, (mesh, axis) = partial(scan.span, like=state), split
+    return split_over_devices(
+        (inputs, run, carried), state, run=scan.run, span=span, apply=_apply, mesh=mesh, axis=axis
+    )
 
-    def to_chunks(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
-    def body(carry: Array, chunk: tuple[PyTree, Array, Array]) -> tuple[Array, Array]:
-        xs, run, carried = chunk
-        log_decay, x = gates(xs)
-        wide = (batch, size) + (1,) * (state.ndim - 1)
+def _apply(affine: tuple[Array, Array], state: Array) -> Array:
+    decay, added = affine
+    return decay * state + added
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scan:
+    """The scan over the tokens ``(inputs, run, carried_run)``, each ``[B, T, ...]``."""
+
+    gates: Callable[[PyTree], tuple[Array, Array]]
+    read: Callable[[Array, PyTree], Array]
+    chunk_size: int
+
+    def _chunks(self, tokens: Tokens) -> tuple[Tokens, int]:
+        """``[N, B, C, ...]``, and the tokens in a row; zeros at the end are padding."""
+        batch, time = tokens[1].shape
+        size = min(self.chunk_size, time)
+        count = math.ceil(time / size)
+
+        def to_chunks(x: Array) -> Array:
+            x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
+            return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+        return jax.tree.map(to_chunks, tokens), time
+
+    def _since_start(self, chunk: Tokens, like: Array) -> tuple[Array, Array]:
+        """``(decay, added)`` from the start of the chunk to each token, so that ``h = decay * carry + added``."""
+        inputs, run, carried = chunk
+        log_decay, x = self.gates(inputs)
+        wide = run.shape + (1,) * (like.ndim - 1)
         real, new = (run > 0).reshape(wide), ((run > 0) & (run != carried)).reshape(wide)
-        log_decay = jnp.where(real, log_decay.astype(dtype), jnp.zeros((), dtype))
-        decay = jnp.where(new, jnp.zeros((), dtype), jnp.exp(log_decay))
-        x = jnp.where(real, x.astype(dtype), jnp.zeros((), dtype))
+        zero = jnp.zeros((), like.dtype)
+        decay = jnp.where(new, zero, jnp.exp(jnp.where(real, log_decay.astype(like.dtype), zero)))
+        x = jnp.where(real, x.astype(like.dtype), zero)
 
         def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
             return left[0] * right[0], right[0] * left[1] + right[1]
 
         decay, x = jnp.broadcast_arrays(decay, x)
-        decay, x = jax.lax.associative_scan(combine, (decay, x), axis=1)
-        h = decay * carry[:, None] + x
-        return h[:, -1], read(h, xs)
+        return jax.lax.associative_scan(combine, (decay, x), axis=1)
 
-    chunks = (jax.tree.map(to_chunks, inputs), to_chunks(run), to_chunks(carried))
-    state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state.astype(dtype), chunks)
-    o = jnp.moveaxis(o, 0, 1)
-    return o.reshape(batch, count * size, *o.shape[3:])[:, :time], state
+    def run(self, tokens: Tokens, state: Array) -> tuple[Array, Array]:
+        """Outputs and the state after the last token."""
+
+        def body(carry: Array, chunk: Tokens) -> tuple[Array, Array]:
+            decay, added = self._since_start(chunk, carry)
+            h = decay * carry[:, None] + added
+            return h[:, -1], self.read(h, chunk[0])
+
+        chunks, time = self._chunks(tokens)
+        state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, chunks)
+        o = jnp.moveaxis(o, 0, 1)
+        return o.reshape(len(o), -1, *o.shape[3:])[:, :time], state
+
+    def span(self, tokens: Tokens, start: Start, *, like: Array) -> tuple[Array, Array]:
+        """The affine map ``h -> decay * h + added`` of these tokens; ``like``: a state."""
+
+        def body(carry: tuple[Array, Array], chunk: Tokens) -> tuple[tuple[Array, Array], None]:
+            decay, added = (x[:, -1] for x in self._since_start(chunk, carry[0]))
+            return (decay * carry[0], _apply((decay, added), carry[1])), None
+
+        blank = start(jnp.ones(like.shape, like.dtype)), start(jnp.zeros(like.shape, like.dtype))
+        return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), blank, self._chunks(tokens)[0])[0]

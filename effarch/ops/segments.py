@@ -140,3 +140,19 @@ def compacted(segments: Segments) -> Segments:
     rows = jnp.broadcast_to(jnp.arange(segments.run.shape[1], dtype=jnp.int32), segments.run.shape)
     take = partial(jnp.take_along_axis, indices=segments.order, axis=1)
     return Segments(run=take(segments.run), position=take(segments.position), order=rows, inverse=rows)
+
+
+def repeat(segments: Segments, times: int) -> Segments:
+    """Every token ``times`` times in a row, all in its document: ``[B, T] -> [B, times T]``."""
+
+    def each(x: Array) -> Array:  # what is i-th of T becomes i times, i times + 1, ... of times T
+        inner = jnp.arange(times, dtype=x.dtype)[None, None]
+        return (x[:, :, None] * times + inner).reshape(len(x), -1)
+
+    run = jnp.repeat(segments.run, times, axis=1)
+    return Segments(
+        run=run,
+        position=jnp.where(run > 0, each(segments.position), 0),
+        order=each(segments.order),
+        inverse=each(segments.inverse),
+    )

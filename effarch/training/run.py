@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class Run:
         self.close()
 
 
-def open_run(output_dir: str | Path, run_name: str, config: Config, *, resume: bool = True) -> Run:
+def open_run(
+    output_dir: str | Path, run_name: str, config: Config, *, resume: bool = True, free: Sequence[str] = ()
+) -> Run:
     """Creates the folder of a run, or continues the run that is there.
 
     Args:
@@ -55,6 +57,7 @@ def open_run(output_dir: str | Path, run_name: str, config: Config, *, resume: b
         result depends on: ``output_dir``, ``run_name``, ``cache_dir`` and all below ``checkpoint``, ``log`` and
         ``profile``.
       resume: whether a run that is there may be continued. What it has is never overwritten.
+      free: further keys that may change, because every result is kept with what it depends on of them.
 
     Raises:
       UserError: the folder cannot be written, is in use, belongs to another config, is no run's folder, or holds a run
@@ -71,7 +74,7 @@ def open_run(output_dir: str | Path, run_name: str, config: Config, *, resume: b
     try:
         # A lock on the folder itself: no file to go stale, and the kernel lets go of it with the process.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Run(folder, _claim(folder, config, resume), lock)
+        return Run(folder, _claim(folder, config, resume, free), lock)
     except BlockingIOError as error:
         os.close(lock)
         raise UserError(f"{folder}: another process is writing to this run") from error
@@ -83,7 +86,7 @@ def open_run(output_dir: str | Path, run_name: str, config: Config, *, resume: b
         raise
 
 
-def _claim(folder: Path, config: Config, resume: bool) -> bool:
+def _claim(folder: Path, config: Config, resume: bool, free: Sequence[str]) -> bool:
     """Writes or compares the config; whether the run was there."""
     path = folder / "config.yaml"
     if not path.exists():
@@ -99,7 +102,7 @@ def _claim(folder: Path, config: Config, resume: bool) -> bool:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected YAML, cannot read it") from error
     here = dict(_flat(yaml.safe_load(to_yaml(config))))
-    names = [name for name in {**there, **here} if name.split(".")[0] not in _NOT_COMPUTED_WITH]
+    names = [name for name in {**there, **here} if name.split(".")[0] not in (*_NOT_COMPUTED_WITH, *free)]
     differ = [name for name in names if there.get(name) != here.get(name)]
     if differ:
         lines = [f"{name}: the run has {there.get(name)!r}, got {here.get(name)!r}" for name in differ[:_SHOWN]]

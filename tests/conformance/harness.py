@@ -40,7 +40,7 @@ class Subject:
         return cls(kind, name, config, dim, graph)
 
     def parameters(self, dtype=jnp.float32):
-        """Initial values plus noise.
+        """Initial values plus noise; what is fixed (no ``nnx.Param``) stays as it is made.
 
         Zeros at the start (an output projection, a gate) would hide what stands behind.
         """
@@ -77,7 +77,7 @@ class Subject:
         return _run(self.graph, form, table, parameters, x, state, progress, _strong(segment_ids))
 
     def gradients(self, x, *, parameters=None, segment_ids=None, form="chunkwise", table=None, cotangent=None):
-        """``y`` and the gradients of ``sum(y * cotangent)`` for parameters and x."""
+        """``y`` and the gradients of ``sum(y * cotangent)`` for every ``nnx.Param`` and x."""
         parameters = self.parameters(x.dtype) if parameters is None else parameters
         if cotangent is None:
             cotangent = self.input(seed=99, dtype=x.dtype)
@@ -95,18 +95,22 @@ def _module(config, dim):
 
 @lru_cache
 def _noisy_as(config, dim, dtype):
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), _noisy(config, dim))
+    def cast(x):
+        return jnp.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
+    return jax.tree.map(cast, _noisy(config, dim))
 
 
 @lru_cache
 def _noisy(config, dim):
     @jax.jit
     def make():
-        params = nnx.split(_module(config, dim))[1]
+        _, params, fixed = nnx.split(_module(config, dim), nnx.Param, ...)
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(1), len(leaves))
         noise = [0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(tree, [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)])
+        noisy = [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)]
+        return nnx.merge_state(jax.tree.unflatten(tree, noisy), fixed)
 
     with jax.enable_x64(False):  # the same draws for every precision
         return jax.tree.map(np.asarray, make())
@@ -131,9 +135,11 @@ def _run(graph, form, table, parameters, x, state, progress, segment_ids):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _gradients(graph, form, table, parameters, x, segment_ids, cotangent):
-    def loss(parameters, x):
-        y = forward(graph, form, table, parameters, x, None, None, segment_ids)[0]
+    trained, fixed = nnx.split_state(parameters, nnx.Param, ...)
+
+    def loss(trained, x):
+        y = forward(graph, form, table, nnx.merge_state(trained, fixed), x, None, None, segment_ids)[0]
         return (y * cotangent).sum(), y
 
-    (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, x)
+    (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(trained, x)
     return y, gradients

@@ -46,8 +46,8 @@ def test_files_are_small_and_all_are_used():
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", case.NAMES)
 def test_the_independent_code_still_says_so(name):
-    pytest.importorskip("torch", reason="needs the extra `oracles`")
-    pytest.importorskip("transformers", reason="needs the extra `oracles`")
+    for package in ("torch", "transformers", "rwkv"):
+        pytest.importorskip(package, reason="needs the extra `oracles`")
     from tests.golden import make
 
     with np.load(case.FOLDER / f"{name}.npz") as file:

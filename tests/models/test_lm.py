@@ -1,4 +1,7 @@
-"""The decoder language model, with every registered mixer and with hybrids."""
+"""The decoder language model, with every registered mixer and with hybrids.
+
+What all share is compiled for a few of them by default, one of every kind of state and layout, and for all in `slow`.
+"""
 
 import math
 from functools import lru_cache, partial
@@ -22,7 +25,12 @@ B, T, PREFILL = 4, 40, 32
 IDS = jnp.asarray(
     [[0] * 5 + [7] * 35, [3] * 34 + [4] * 6, [2] * 19 + [0] * 13 + [2] * 8, [1] * 6 + [5] * 28 + [0] * 2 + [5] * 4]
 )
-MODELS = (*registry.names("mixer"), "hybrid")
+CORE = ("softmax_attention", "sliding_window", "gated_deltanet", "rwkv7", "hgrn2", "hybrid")
+MODELS = [
+    pytest.param(name, id=name, marks=[pytest.mark.xdist_group(name), *([] if name in CORE else [pytest.mark.slow])])
+    for name in (*registry.names("mixer"), "hybrid")
+]
+LAYOUTS = dict.fromkeys(("rwkv7", "hgrn2"), Layout(1, 1, 2, 0)) | {"hybrid": Layout(0, 4, 2, 1)}  # the first differs
 
 
 @lru_cache
@@ -40,8 +48,10 @@ def config_of(name: str) -> LMConfig:
 def gradients(graph, apart, params, tokens, segment_ids):
     """Hidden states, and the gradient of a random functional of them and of the logits."""
 
+    params, fixed = nnx.split_state(params, nnx.Param, ...)
+
     def loss(params):
-        lm: LM = nnx.merge(graph, params)
+        lm: LM = nnx.merge(graph, params, fixed)
         hidden = (lm.unstacked() if apart else lm).hidden(tokens, segment_ids=segment_ids).hidden
         weight = jax.random.normal(jax.random.key(5), (*tokens.shape, lm.config.vocab_size))
         return (lm.head(hidden) * weight * (segment_ids > 0).astype(jnp.float32)[..., None]).sum(), hidden
@@ -63,8 +73,7 @@ def test_scanned_layers_are_unrolled_layers(name):
     """Values and gradients; each stack scans what it can."""
     config = config_of(name)
     graph, params = tiny.split(config)
-    expected = {"rwkv7": Layout(1, 1, 2, 0), "hybrid": Layout(0, 4, 2, 1)}.get(name, Layout(0, 1, 3, 0))
-    assert tiny.model(config).stack.layout == expected
+    assert tiny.model(config).stack.layout == LAYOUTS.get(name, Layout(0, 1, 3, 0))
     (_, hidden), grads = scanned(name)
     (_, apart), apart_grads = gradients(graph, True, params, tiny.tokens(B, T), IDS)
     assert_close(real(hidden), real(apart), TOL.f32_forward)

@@ -12,23 +12,22 @@ from effarch import registry
 from effarch.models.block import BlockConfig
 from effarch.models.lm import LM, LMConfig, make_lm
 
-DIM, VOCAB = 32, 61
+DIM, VOCAB = 32, 61  # DIM: of the mixers these tests name
 FAST = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
 CHANNELS = {"rwkv7": "rwkv7_channel"}  # the others: SwiGLU
 
 
 def block(name: str) -> BlockConfig:
     """A block of a registered mixer, tiny."""
-    mixer, dim = registry.get("mixer", name).tiny()
     channel, _ = registry.get("channel", CHANNELS.get(name, "swiglu")).tiny()
-    assert dim == DIM
-    return BlockConfig(mixer=mixer, channel=channel)
+    return BlockConfig(mixer=registry.get("mixer", name).tiny()[0], channel=channel)
 
 
 def config(*names: str, layers: int, **changes) -> LMConfig:
-    """A model whose layers repeat the named mixers."""
+    """A model whose layers repeat the named mixers, which are of one width."""
+    (dim,) = {registry.get("mixer", name).tiny()[1] for name in names}
     pattern = tuple(block(name) for name in names)
-    return LMConfig(vocab_size=VOCAB, dim=DIM, num_layers=layers, pattern=pattern, **changes)
+    return LMConfig(vocab_size=VOCAB, dim=dim, num_layers=layers, pattern=pattern, **changes)
 
 
 def initialised(config: LMConfig) -> LM:
@@ -38,14 +37,14 @@ def initialised(config: LMConfig) -> LM:
 
 @lru_cache
 def split(config: LMConfig):
-    """Graph and parameters of a model: initial values plus noise, for zeros would hide what stands behind them."""
-    graph, params = nnx.split(initialised(config))
+    """Graph and variables of a model: parameters plus noise, for zeros would hide what stands behind them."""
+    graph, params, fixed = nnx.split(initialised(config), nnx.Param, ...)
     rng = np.random.default_rng(1)
 
     def noisy(x):
         return jnp.asarray(np.asarray(x) + 0.15 * rng.normal(size=x.shape), x.dtype)
 
-    return graph, jax.tree.map(noisy, params)
+    return graph, nnx.merge_state(jax.tree.map(noisy, params), fixed)
 
 
 def model(config: LMConfig) -> LM:

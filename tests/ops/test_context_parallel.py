@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from effarch import axes
 from effarch.ops.recurrence import linear_recurrence
 from effarch.ops.recurrence.context import apply, compose
+from effarch.ops.scan import linear_scan
 from tests.ops.recurrence_cases import TRANSITIONS, make, random_segments
 from tests.tolerances import TOL, assert_close
 
@@ -43,20 +44,34 @@ def test_split_over_devices_is_whole(name):
         assert_close(x, y, TOL.f32_grad)
 
 
+def gathered(run, *inputs):
+    """Types of what is gathered over devices when ``run`` is traced under the rules."""
+
+    def ruled(*inputs):
+        with axes.rules(rules()):
+            return run(*inputs)
+
+    text = jax.jit(ruled).lower(*inputs).as_text()
+    return sorted(line.split(":")[-1] for line in text.splitlines() if "all_gather" in line and "tensor" in line)
+
+
 def test_the_sequence_is_not_gathered():
     """The only arrays exchanged are the affine maps: their size does not depend on T."""
 
-    def exchanged(time):
+    def recurrence(time):
         inputs = make("delta_scalar", np.random.default_rng(0), batch=1, time=time, heads=2, width=8, width_v=8)
 
         def run(q, k, v, transition, state):
-            with axes.rules(rules()):
-                return linear_recurrence(q, k, v, transition=transition, state=state, chunk_size=8)
+            return linear_recurrence(q, k, v, transition=transition, state=state, chunk_size=8)
 
-        text = jax.jit(run).lower(*inputs).as_text()
-        return sorted(line.split(":")[-1] for line in text.splitlines() if "all_gather" in line and "tensor" in line)
+        return gathered(run, *inputs)
 
-    assert exchanged(64) == exchanged(128) != []
+    def scan(time):
+        x = jnp.zeros((2, time, 6))
+        return gathered(lambda x: linear_scan((x, x), state=x[:, 0], chunk_size=8), x)
+
+    assert recurrence(64) == recurrence(128) != []
+    assert scan(64) == scan(128) != []
 
 
 def test_composition_of_affine_maps():
@@ -72,3 +87,32 @@ def test_uneven_split_is_refused():
     inputs = make("scalar", np.random.default_rng(0), time=30)
     with axes.rules(rules()), pytest.raises(ValueError, match="time: expected a multiple of the 4 devices"):
         linear_recurrence(*inputs[:3], transition=inputs[3])
+
+
+def test_scan_split_over_devices_is_whole():
+    """With documents, a carried state, and gates that hold parameters: their gradient comes from every device."""
+    rng = np.random.default_rng(7)
+    x, weight, state = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 64, 6), (6, 3), (2, 6, 3)))
+    ids = random_segments(np.random.default_rng(1), 2, 64)
+    cotangents = tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 64, 6), (2, 6, 3)))
+
+    @partial(jax.jit, static_argnums=0)
+    def run(table, x, weight, state):
+        def forward(x, weight, state):
+            def gates(x):
+                return -jax.nn.softplus(x[..., None] + weight[None, None]), x[..., None] * weight[None, None]
+
+            def read(h, x):
+                return (h * weight[None, None]).sum(axis=-1) + x
+
+            return linear_scan(x, state=state, gates=gates, read=read, segment_ids=ids, chunk_size=8)
+
+        with axes.rules(table):
+            values, pull = jax.vjp(forward, x, weight, state)
+            return values, pull(cotangents)
+
+    whole, split = run(None, x, weight, state), run(rules(), x, weight, state)
+    for a, b in zip(split[0], whole[0], strict=True):
+        assert_close(a, b, TOL.f32_forward)
+    for a, b in zip(split[1], whole[1], strict=True):
+        assert_close(a, b, TOL.f32_grad)

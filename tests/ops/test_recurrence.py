@@ -100,6 +100,14 @@ def test_other_forms_are_the_oracle(name, form):
         check(form, read, inputs, random_segments(rng, 2, 21), rng)
 
 
+@pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
+def test_queries_and_keys_of_different_groups(form):
+    """Neither count of heads is that of the groups: head h of v reads q head h // 2 and k head h."""
+    rng = np.random.default_rng(11)
+    inputs = make("scalar", rng, batch=2, time=37, heads=4, q_heads=2, k_heads=4)
+    check(form, "after", inputs, random_segments(rng, 2, 37), rng)
+
+
 @pytest.mark.parametrize("form", ["parallel", "chunkwise", "recurrent"])
 @pytest.mark.parametrize("time", [1, 5, 64])
 @pytest.mark.parametrize("name", ["constant", "delta_scalar", "rank_one"])

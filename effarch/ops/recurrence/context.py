@@ -1,17 +1,14 @@
-"""The recurrence over a sequence that is split over devices.
-
-A device's shard is an affine map ``S -> M S + U``. The maps are gathered (their size does not depend on T), every
-device composes those before its own into the state it starts from, and then runs its shard as if it were alone. Left
-to the compiler, the sequence would be gathered instead.
-"""
+"""The affine maps that carry the recurrence over a sequence that is split over devices: ``S -> M S + U``."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
+from effarch.ops.context import split_over_devices
 from effarch.ops.recurrence.inputs import Inputs
 from effarch.typing import Array
 
@@ -52,31 +49,4 @@ def apply(affine: tuple[Array, Array], state: Array) -> Array:
 
 def context_parallel(core: Core, inputs: Inputs, state: Array, mesh: Mesh, axis: str) -> tuple[Array, Array]:
     """Runs ``core`` with axis 1 of every token array split over mesh axis ``axis``; other mesh axes stay automatic."""
-    time, whole = PartitionSpec(None, axis), PartitionSpec()
-    specs = jax.tree.map(lambda x: whole if x.ndim == 1 else time, inputs)
-
-    def shard(local: Inputs, state: Array) -> tuple[Array, Array]:
-        def start(x: Array) -> Array:
-            return jax.lax.pcast(x, axis, to="varying")
-
-        maps = jax.lax.all_gather(span(core, local, start), axis)
-        mine = jax.lax.axis_index(axis)
-
-        def fold(carry: Array, item: tuple[Array, tuple[Array, Array]]) -> tuple[Array, None]:
-            index, affine = item
-            return jnp.where(index < mine, apply(affine, carry), carry), None
-
-        count = mesh.shape[axis]
-        state, _ = jax.lax.scan(fold, start(state), (jnp.arange(count), maps))
-        o, end = core(local, state)
-        return o, end[None]
-
-    run = jax.shard_map(
-        shard,
-        mesh=mesh,
-        in_specs=(specs, whole),
-        out_specs=(time, PartitionSpec(axis)),
-        axis_names={axis},
-    )
-    o, ends = run(inputs, state)
-    return o, ends[-1]
+    return split_over_devices(inputs, state, run=core, span=partial(span, core), apply=apply, mesh=mesh, axis=axis)

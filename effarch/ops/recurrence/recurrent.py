@@ -20,6 +20,11 @@ def _step(state: Array, x: dict[str, Array], kind: str, before: bool) -> tuple[A
         after = state * decay
         written = x["beta"][..., None] * (v - _read(after, k))
         after = after + k[..., None] * written[..., None, :]
+    elif kind == "decay" and not before:
+        # The token's own term as the chunk form has it: exact where it is alone, whatever cancels in q.k.
+        kept = state * decay
+        own = (q * k).sum(axis=-1, keepdims=True)
+        return kept + k[..., None] * v[..., None, :], _read(kept, q) + own * v
     else:
         after = state * decay + k[..., None] * v[..., None, :]
         if kind == "rank_one":

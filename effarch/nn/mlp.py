@@ -1,0 +1,27 @@
+"""The two-layer perceptron of Transformers (1706.03762) and of the MLP architectures, over channels or over tokens."""
+
+import jax
+from flax import nnx
+
+from effarch.nn.linear import Linear
+from effarch.typing import Array, Float
+
+
+class MLP(nnx.Module):
+    """``W_2 gelu(W_1 x + b_1) + b_2`` over the last axis.
+
+    Args:
+      dim: width of that axis. hidden: width F of the hidden layer.
+      axis: logical name of the last axis; None for tokens, whose weights are never split.
+      approximate: gelu in its tanh form; else with erf (1606.08415).
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, axis: str | None = "embed", approximate: bool = True, rngs: nnx.Rngs
+    ) -> None:
+        self.approximate = approximate
+        self.up = Linear(dim, hidden, axes=(axis, "mlp"), bias=True, rngs=rngs)
+        self.down = Linear(hidden, dim, axes=("mlp", axis), bias=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(jax.nn.gelu(self.up(x), approximate=self.approximate))

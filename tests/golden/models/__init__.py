@@ -1,0 +1,1 @@
+"""Whole models, found by their files: ``<name>.py`` beside ``<name>.npz``; see ``tests/golden/whole.py``."""

@@ -1,0 +1,265 @@
+"""The bugs: what is replaced in which file, and the tests that must then fail."""
+
+import dataclasses
+
+RECURRENCE = "tests/ops/test_recurrence.py"
+CONFORMANCE = "tests/conformance/test_mixers.py"
+LOSSES = "tests/distill/test_losses.py"
+PACKED = "test_packed_documents_are_separate_documents"
+CHUNKS = f"{RECURRENCE}::test_chunkwise_is_the_oracle"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bug:
+    """One bug.
+
+    Attributes:
+      name: what goes wrong, in words.
+      file: below ``effarch/``. old, new: what stands there, exactly once, and what takes its place.
+      tests: node ids, some of which must fail with the bug and all of which pass without it.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+BUGS = (
+    # Decay and chunks
+    Bug(
+        "decays as differences of prefix sums, masked after the exponential",
+        "ops/recurrence/decay.py",
+        "    return jnp.cumsum(_where(_lead(_tril(x.shape[-1], strict=True), x), x), axis=-2)",
+        "    g = jnp.cumsum(x[..., :, 0], axis=-1)\n    return g[..., :, None] - g[..., None, :]",
+        (f"{RECURRENCE}::test_decay_sweep[scalar]", f"{RECURRENCE}::test_decay_sweep[diagonal]"),
+    ),
+    Bug(
+        "decays summed in bfloat16",
+        "ops/recurrence/inputs.py",
+        "log_decay=log_decay.astype(inputs.state_dtype)",
+        "log_decay=log_decay.astype(jnp.bfloat16).astype(inputs.state_dtype)",
+        (f"{CHUNKS}[scalar-after]",),
+    ),
+    Bug(
+        "states held in the dtype of the inputs",
+        "ops/precision.py",
+        "    dtype = jnp.dtype(jnp.float32)\n",
+        "    dtype = jnp.dtype(arrays[0].dtype)\n",
+        (f"{RECURRENCE}::test_bfloat16_keeps_a_float32_state",),
+    ),
+    Bug(
+        "the chunk's tail decays the state once too often",
+        "ops/recurrence/decay.py",
+        "log_decay * (clock[..., -1:] - clock).astype(dtype)",
+        "log_decay * (clock[..., -1:] - clock + 1).astype(dtype)",
+        (f"{CHUNKS}[constant-after]",),
+    ),
+    Bug(
+        "the padding of the last chunk decays the state",
+        "ops/recurrence/chunkwise.py",
+        "    if constant and inputs.run is None and count * size != time:",
+        "    if constant and inputs.run is None and count * size < time:",
+        (f"{RECURRENCE}::test_short_and_exact_lengths_without_segments[constant-5-chunkwise]",),
+    ),
+    Bug(
+        "the initial state is ignored in the backward pass",
+        "ops/recurrence/chunkwise.py",
+        "    state = state.reshape(batch, *groups, *state.shape[2:])\n",
+        "    state = jax.lax.stop_gradient(state).reshape(batch, *groups, *state.shape[2:])\n",
+        (f"{CHUNKS}[scalar-after]",),
+    ),
+    Bug(
+        "the rank-one term reads the state after this token's decay",
+        "ops/recurrence/chunkwise.py",
+        'decay.read(x["r"], state, before=True)',
+        'decay.read(x["r"], state)',
+        (f"{CHUNKS}[rank_one-after]",),
+    ),
+    Bug(
+        "the delta rule corrects before the decay",
+        "ops/recurrence/recurrent.py",
+        "v - _read(after, k))",
+        "v - _read(state, k))",
+        (f"{RECURRENCE}::test_other_forms_are_the_oracle[delta_scalar-recurrent]",),
+    ),
+    Bug(
+        "the triangular inverse has the wrong sign",
+        "ops/recurrence/chunkwise.py",
+        'unit_lower_inverse(-decay.pairs(x["r"], x["p"], before=True))',
+        'unit_lower_inverse(decay.pairs(x["r"], x["p"], before=True))',
+        (f"{CHUNKS}[rank_one-after]",),
+    ),
+    Bug(
+        "a sub-block counts the decay of its neighbour twice",
+        "ops/recurrence/decay.py",
+        "strictly = (index[None, None, :] > index[None, :, None])",
+        "strictly = (index[None, None, :] >= index[None, :, None])",
+        (f"{CHUNKS}[diagonal-after]",),
+    ),
+    Bug(
+        "reading before writing sees this token",
+        "ops/recurrence/recurrent.py",
+        "_read(state if before else after, q)",
+        "_read(after, q)",
+        (f"{RECURRENCE}::test_other_forms_are_the_oracle", f"{CONFORMANCE}::test_token_by_token_is_the_whole[rwkv6]"),
+    ),
+    Bug(
+        "query heads are tiled over key heads, not repeated",
+        "ops/recurrence/inputs.py",
+        "x = jnp.repeat(x, count // heads, axis=axis)",
+        "x = jnp.tile(x, [count // heads if i == axis % x.ndim else 1 for i in range(x.ndim)])",
+        (f"{RECURRENCE}::test_queries_and_keys_of_different_groups[chunkwise]",),
+    ),
+    # Documents, padding, carried state
+    Bug(
+        "the convolution reads over the start of a document",
+        "ops/conv.py",
+        "        same = run[:, window] == inner.run\n",
+        "        same = inner.run > 0\n",
+        ("tests/ops/test_conv.py::test_gradients_do_not_cross_documents",),
+    ),
+    Bug(
+        "the convolution's carried inputs survive the end of their document",
+        "ops/conv.py",
+        "kept = jnp.take_along_axis(run, last, axis=1) == segments.last_run[:, None]",
+        "kept = jnp.take_along_axis(run, last, axis=1) > 0",
+        ("tests/ops/test_conv.py::test_pieces_with_carried_state_are_the_whole",),
+    ),
+    Bug(
+        "the state survives the end of its document inside a chunk",
+        "ops/recurrence/decay.py",
+        "            keep=(last == carried)[:, None, None, None, None],",
+        "            keep=(last >= carried)[:, None, None, None, None],",
+        (f"{CHUNKS}[scalar-after]",),
+    ),
+    Bug(
+        "documents in one chunk see each other",
+        "ops/recurrence/decay.py",
+        "pair = (run[:, :, None] == run[:, None, :]) & real[:, :, None]",
+        "pair = (run[:, :, None] >= run[:, None, :]) & real[:, :, None]",
+        (f"{RECURRENCE}::test_documents_do_not_see_each_other[scalar]",),
+    ),
+    Bug(
+        "padding advances a constant decay",
+        "ops/recurrence/decay.py",
+        "clock = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)",
+        "clock = jnp.cumsum(jnp.ones_like(real, jnp.int32), axis=1, dtype=jnp.int32)",
+        (f"{CHUNKS}[constant-after]",),
+    ),
+    Bug(
+        "decoding does not reset at a new document",
+        "ops/recurrence/recurrent.py",
+        "(real[:, 0, 0, 0] & (run != carried))[:, None, None, None, None]",
+        "(real[:, 0, 0, 0] & (run < 0))[:, None, None, None, None]",
+        (f"{CONFORMANCE}::test_token_by_token_is_the_whole[gated_deltanet]",),
+    ),
+    Bug(
+        "padding writes to the KV cache",
+        "ops/attention/cache.py",
+        "slot = jnp.where(chosen, segments.position, cache.k.shape[1])",
+        "slot = segments.position",
+        ("tests/ops/test_kv_cache.py::test_chunks_equal_the_whole_row",),
+    ),
+    Bug(
+        "the elementwise scan runs over the start of a document",
+        "ops/scan.py",
+        "((run > 0) & (run != carried)).reshape(wide)",
+        "((run > 0) & (run < carried)).reshape(wide)",
+        ("tests/ops/test_scan.py::test_scan_is_the_loop",),
+    ),
+    Bug(
+        "padding moves the elementwise scan",
+        "ops/scan.py",
+        "        x = jnp.where(real, x.astype(dtype), jnp.zeros((), dtype))\n",
+        "        x = x.astype(dtype)\n",
+        ("tests/ops/test_scan.py::test_scan_is_the_loop",),
+    ),
+    Bug(
+        "positions go on over documents",
+        "ops/segments.py",
+        "    position = jnp.where(base < 0, count - 1 + length[:, None], count - 1 - base)\n",
+        "    position = count - 1 + length[:, None]\n",
+        (
+            "tests/ops/test_segments.py::test_runs_and_positions",
+            f"{CONFORMANCE}::test_packed_documents_are_separate_documents[retnet]",
+        ),
+    ),
+    Bug(
+        "a row that is all padding forgets its document",
+        "mixers/context.py",
+        "jnp.where(newest < 0, before.last_segment,",
+        "jnp.where(newest < 0, 0,",
+        (f"{CONFORMANCE}::test_a_row_of_padding_changes_no_state[retnet]",),
+    ),
+    # Attention
+    Bug(
+        "rows that see nothing are NaN",
+        "ops/attention/reference.py",
+        "    o = read / jnp.where(total > 0, total, 1)[..., None]\n",
+        "    o = read / total[..., None]\n",
+        ("tests/ops/test_attention.py::test_padding_is_the_identity_and_keeps_its_nan",),
+    ),
+    Bug(
+        "the window is one token too long",
+        "ops/attention/reference.py",
+        "seen &= at_k > at_q - self.window",
+        "seen &= at_k >= at_q - self.window",
+        ("tests/ops/test_window.py::test_forms_equal_a_loop_in_float64",),
+    ),
+    # Sequences split over devices
+    Bug(
+        "a device starts from its own end",
+        "ops/recurrence/context.py",
+        "return jnp.where(index < mine, apply(affine, carry), carry), None",
+        "return jnp.where(index <= mine, apply(affine, carry), carry), None",
+        ("tests/ops/test_context_parallel.py::test_split_over_devices_is_whole[scalar]",),
+    ),
+    Bug(
+        "affine maps are composed in the wrong order",
+        "ops/recurrence/context.py",
+        "    (m1, u1), (m2, u2) = earlier, later\n",
+        "    (m2, u2), (m1, u1) = earlier, later\n",
+        ("tests/ops/test_context_parallel.py::test_composition_of_affine_maps",),
+    ),
+    # Distillation and training
+    Bug(
+        "losses are computed in bfloat16",
+        "distill/losses.py",
+        "    logits = logits.astype(accumulator(logits))\n    largest",
+        "    logits = logits.astype(jnp.bfloat16)\n    largest",
+        (
+            "tests/distill/test_losses.py::test_identical_models_are_at_zero",
+            "tests/distill/test_losses.py::test_loss_and_gradient_match_the_textbook",
+        ),
+    ),
+    Bug(
+        "a batch whose every token is masked is 0 / 0",
+        "training/step.py",
+        "divisor = jnp.where(some, weight, jnp.ones_like(weight))",
+        "divisor, some = weight, jnp.ones_like(some)",
+        ("tests/training/test_step.py::test_masked_batch_has_no_loss_and_no_nan",),
+    ),
+    Bug(
+        "NaN in padding reaches the loss",
+        "distill/losses.py",
+        "    return jnp.where(mask[..., None].astype(bool), x, jnp.zeros_like(x))\n",
+        "    return x * mask[..., None].astype(x.dtype)\n",
+        (f"{LOSSES}::test_masks_and_micro_batches",),
+    ),
+    Bug(
+        "every micro-batch draws the same noise",
+        "training/step.py",
+        "jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)",
+        "jax.random.wrap_key_data(state.rng)",
+        ("tests/training/test_step.py::test_each_step_has_its_own_key",),
+    ),
+    Bug(
+        "the order of the data is that of the last epoch",
+        "data/batches.py",
+        "np.random.SeedSequence([seed, epoch])",
+        "np.random.SeedSequence([seed, 0])",
+        ("tests/data/test_batches.py::test_batches_are_slices_of_the_permutation",),
+    ),
+)
