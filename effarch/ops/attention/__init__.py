@@ -10,6 +10,7 @@ from effarch.ops.attention.block_sparse import selected_attention
 from effarch.ops.attention.blockwise import blockwise_attention
 from effarch.ops.attention.cache import KVCache, RingCache, append, attend
 from effarch.ops.attention.choice import choose_blocks, read_slots
+from effarch.ops.attention.forgetting import forgetting_attention
 from effarch.ops.attention.line import Blocks, Line, lay_out
 from effarch.ops.attention.reference import Visibility, attention, merge
 from effarch.ops.attention.strided import strided_attention
@@ -57,6 +58,7 @@ __all__ = [
     "attention",
     "blockwise_attention",
     "choose_blocks",
+    "forgetting_attention",
     "lay_out",
     "merge",
     "read_slots",

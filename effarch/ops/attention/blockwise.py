@@ -52,48 +52,50 @@ def attention_and_logsumexp(
     *,
     scale: float,
     block_size: int = BLOCK,
+    bias: tuple[Float[Array, "B T Hq P"], Float[Array, "B S Hq P"]] | None = None,
 ) -> tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]:
     """The attention over some of a softmax's keys and the log of its sum, for whoever adds the other keys.
 
-    Rows that see nothing have output 0 and log-sum `reference.EMPTY`.
+    Rows that see nothing have output 0 and log-sum `reference.EMPTY`. ``bias``: of queries and of keys; their
+    difference is added to the scaled logits, term by term, so that large terms cancel before small ones are added.
     """
     if block_size < 1:
         raise ValueError(f"block_size: expected >= 1, got {block_size}")
     q = zero_padding(q, visibility.run_q)
     k, v = shield(k, v, visibility.run_k)
-    o, logsumexp = _flash(float(scale), block_size, q, k, v, visibility)
+    o, logsumexp = _flash(float(scale), block_size, q, k, v, bias, visibility)
     real = (visibility.run_q > 0)[:, :, None]  # here, so that no NaN gradient of padding comes in
     return jnp.where(real[..., None], o, 0), jnp.where(real, logsumexp, EMPTY)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _flash(scale: float, block_size: int, q: Array, k: Array, v: Array, visibility: Visibility) -> tuple[Array, Array]:
-    return _forward(scale, block_size, q, k, v, visibility)
+def _flash(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, visibility: Visibility):
+    return _forward(scale, block_size, q, k, v, bias, visibility)
 
 
-def _flash_fwd(scale, block_size, q, k, v, visibility):
-    o, logsumexp = _forward(scale, block_size, q, k, v, visibility)
-    return (o, logsumexp), (q, k, v, visibility, o, logsumexp)
+def _flash_fwd(scale, block_size, q, k, v, bias, visibility):
+    o, logsumexp = _forward(scale, block_size, q, k, v, bias, visibility)
+    return (o, logsumexp), (q, k, v, bias, visibility, o, logsumexp)
 
 
-def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, visibility: Visibility):
+def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, visibility: Visibility):
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
-    queries, keys = _edges(visibility, size_q, size_k)
-    first, count = _span(_may_see(queries, keys, visibility))
+    first, count = _span(_may_see(*_edges(visibility, size_q, size_k), visibility))
     kb, vb = (_blocks(x, size_k, kv_heads)[:, :, :, 0] for x in (k, v))
     run_k, at_k = (_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k))
+    bias_q, bias_k = _bias(bias, size_q, size_k, kv_heads)
     sums = accumulator(q)
 
     def row(_, block):
-        q_n, run_n, at_n, first_n, count_n = block
+        q_n, bias_n, run_n, at_n, first_n, count_n = block
 
         def step(i, carry):
             peak, total, acc = carry
             at, active = _turn(i, first_n, count_n)
             k_m, v_m, run_m, at_m = (_pick(x, at) for x in (kb, vb, run_k, at_k))
             seen = _seen(visibility, run_n, at_n, run_m, at_m, active)
-            logits = jnp.where(seen, dot("bkgcd,bksd->bkgcs", q_n, k_m) * scale, MASKED)
+            logits = jnp.where(seen, _logits(q_n, k_m, scale, bias_n, [_pick(x, at) for x in bias_k]), MASKED)
             higher = jnp.maximum(peak, logits.max(axis=-1))
             weights = jnp.exp(logits - higher[..., None])
             fade = jnp.exp(peak - higher)
@@ -106,55 +108,75 @@ def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, visibi
         total = jnp.where(total > 0, total, 1)
         return None, ((acc / total[..., None]).astype(q.dtype), peak + jnp.log(total))
 
-    blocks = (_blocks(q, size_q, kv_heads), *(_blocks(x, size_q) for x in (visibility.run_q, visibility.position_q)))
-    xs = tuple(jnp.moveaxis(x, 1, 0) for x in (*blocks, first, count))
-    _, (o, logsumexp) = jax.lax.scan(row, None, xs)
+    run_q, at_q = (_blocks(x, size_q) for x in (visibility.run_q, visibility.position_q))
+    blocks = (_blocks(q, size_q, kv_heads), bias_q, run_q, at_q, first, count)
+    _, (o, logsumexp) = jax.lax.scan(row, None, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), blocks))
     return _unblock(jnp.moveaxis(o, 0, 1), time), _unblock(jnp.moveaxis(logsumexp, 0, 1)[..., None], time)[..., 0]
 
 
 def _flash_bwd(scale, block_size, residuals, gradients):
-    q, k, v, visibility, o, logsumexp = residuals
+    q, k, v, bias, visibility, o, logsumexp = residuals
     do, dlogsumexp = gradients
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
-    queries, keys = _edges(visibility, size_q, size_k)
-    first, count = _span(_may_see(queries, keys, visibility).swapaxes(1, 2))
+    first, count = _span(_may_see(*_edges(visibility, size_q, size_k), visibility).swapaxes(1, 2))
     sums = accumulator(q)
     # d logits = p * (do . v - do . o + d logsumexp)
     shift = dlogsumexp.astype(sums) - (do.astype(sums) * o.astype(sums)).sum(axis=-1)
     qb, dob = (_blocks(x, size_q, kv_heads) for x in (q, do))
     lb, sb = (_blocks(x[..., None], size_q, kv_heads)[..., 0] for x in (logsumexp, shift))
     run_q, at_q = (_blocks(x, size_q) for x in (visibility.run_q, visibility.position_q))
+    bias_q, bias_k = _bias(bias, size_q, size_k, kv_heads)
 
     def column(dq, block):
-        k_m, v_m, run_m, at_m, first_m, count_m = block
+        k_m, v_m, bias_m, run_m, at_m, first_m, count_m = block
 
         def step(i, carry):
-            dq, dk, dv = carry
+            dq, dk, dv, dbias = carry
             at, active = _turn(i, first_m, count_m)
             q_n, do_n, l_n, s_n, run_n, at_n = (_pick(x, at) for x in (qb, dob, lb, sb, run_q, at_q))
             seen = _seen(visibility, run_n, at_n, run_m, at_m, active)
-            logits = jnp.where(seen, dot("bkgcd,bksd->bkgcs", q_n, k_m) * scale, MASKED)
+            logits = jnp.where(seen, _logits(q_n, k_m, scale, [_pick(x, at) for x in bias_q], bias_m), MASKED)
             weights = jnp.exp(logits - l_n[..., None])
             dv = dv + dot("bkgcs,bkgcv->bksv", weights.astype(v.dtype), do_n)
-            dlogits = weights * (dot("bkgcv,bksv->bkgcs", do_n, v_m) + s_n[..., None]) * scale
-            dlogits = jnp.where(seen, dlogits, 0).astype(q.dtype)  # 0 * inf of a hidden value stays out
+            dlogits = weights * (dot("bkgcv,bksv->bkgcs", do_n, v_m) + s_n[..., None])
+            dlogits = jnp.where(seen, dlogits, 0)  # 0 * inf of a hidden value stays out
+            dbias = [x - dlogits.sum(axis=3) for x in dbias]
+            dlogits = (dlogits * scale).astype(q.dtype)
             dk = dk + dot("bkgcs,bkgcd->bksd", dlogits, q_n)
-            return _add(dq, at, dot("bkgcs,bksd->bkgcd", dlogits, k_m)), dk, dv
+            return _add(dq, at, dot("bkgcs,bksd->bkgcd", dlogits, k_m)), dk, dv, dbias
 
-        start = (dq, jnp.zeros(k_m.shape, sums), jnp.zeros(v_m.shape, sums))
-        dq, dk, dv = jax.lax.fori_loop(jnp.int32(0), count_m.max(), step, start)
-        return dq, (dk.astype(k.dtype), dv.astype(v.dtype))
+        dbias = [jnp.zeros(x.shape, sums) for x in bias_m[:1]]  # the same for every term
+        start = (dq, jnp.zeros(k_m.shape, sums), jnp.zeros(v_m.shape, sums), dbias)
+        dq, dk, dv, dbias = jax.lax.fori_loop(jnp.int32(0), count_m.max(), step, start)
+        return dq, (dk.astype(k.dtype), dv.astype(v.dtype), dbias)
 
     kb, vb = (_blocks(x, size_k, kv_heads)[:, :, :, 0] for x in (k, v))
-    blocks = (kb, vb, *(_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k)))
-    xs = tuple(jnp.moveaxis(x, 1, 0) for x in (*blocks, first, count))
-    dq, (dk, dv) = jax.lax.scan(column, jnp.zeros(qb.shape, sums), xs)
+    blocks = (kb, vb, bias_k, *(_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k)), first, count)
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), blocks)
+    dq, (dk, dv, dbias) = jax.lax.scan(column, jnp.zeros(qb.shape, sums), xs)
     dk, dv = (_unblock(jnp.moveaxis(x, 0, 1)[:, :, :, None], k.shape[1]) for x in (dk, dv))
-    return _unblock(dq, time).astype(q.dtype), dk, dv, None
+    if bias is not None:  # a softmax does not move with its query's bias: only the log of its sum does
+        of_q = jnp.where(logsumexp > EMPTY, dlogsumexp.astype(sums), 0)
+        of_k = _unblock(jnp.moveaxis(dbias[0], 0, 1)[..., None], k.shape[1])[..., 0]
+        bias = jax.tree.map(lambda x, g: jnp.broadcast_to(g[..., None], x.shape).astype(x.dtype), bias, (of_q, of_k))
+    return _unblock(dq, time).astype(q.dtype), dk, dv, bias, None
 
 
 _flash.defvjp(_flash_fwd, _flash_bwd)
+
+
+def _bias(bias, size_q: int, size_k: int, kv_heads: int) -> tuple[list[Array], list[Array]]:
+    """The terms of a bias in blocks of queries and of keys; none without one."""
+    if bias is None:
+        return [], []
+    q, k = (_blocks(x, size, kv_heads) for x, size in zip(bias, (size_q, size_k), strict=True))
+    return [q[..., p] for p in range(q.shape[5])], [k[..., p] for p in range(k.shape[5])]
+
+
+def _logits(q: Array, k: Array, scale: float, bias_q: list[Array], bias_k: list[Array]) -> Float[Array, "B Hk G C S"]:
+    logits = dot("bkgcd,bksd->bkgcs", q, k) * scale
+    return sum([of_q[..., :, None] - of_k[..., None, :] for of_q, of_k in zip(bias_q, bias_k, strict=True)], logits)
 
 
 def _block(time: int, largest: int) -> int:
@@ -219,12 +241,8 @@ def _turn(i: Array, first: Int[Array, " B"], count: Int[Array, " B"]) -> tuple[I
     return first + jnp.minimum(i, jnp.maximum(count - 1, 0)), i < count
 
 
-def _pick(x: Float[Array, "B N ..."], at: Int[Array, " B"]) -> Float[Array, "B ..."]:
-    return jax.vmap(lambda row, i: jax.lax.dynamic_index_in_dim(row, i, keepdims=False))(x, at)
-
-
-def _add(x: Float[Array, "B N ..."], at: Int[Array, " B"], update: Float[Array, "B ..."]) -> Float[Array, "B N ..."]:
-    return jax.vmap(lambda row, i, u: row.at[i].add(u))(x, at, update)
+_pick = jax.vmap(lambda row, i: jax.lax.dynamic_index_in_dim(row, i, keepdims=False))  # [B, N, ...], [B] -> [B, ...]
+_add = jax.vmap(lambda row, i, update: row.at[i].add(update))
 
 
 def _seen(visibility: Visibility, run_q, at_q, run_k, at_k, active) -> Bool[Array, "B 1 1 C S"]:

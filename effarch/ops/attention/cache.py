@@ -107,18 +107,18 @@ def append(cache: Cache, k: Float[Array, "B T Hk D"], v: Float[Array, "B T Hk V"
     end = jnp.where(chosen, segments.position + 1, 0).max(axis=1)
     length = jnp.where(segments.real.any(axis=1), end, cache.length)
     if isinstance(cache, KVCache):
-        slot = jnp.where(chosen, segments.position, cache.k.shape[1])
-        return dataclasses.replace(cache, k=_put(cache.k, slot, k), v=_put(cache.v, slot, v), length=length)
+        slot = destination(segments, cache.k.shape[1])
+        return dataclasses.replace(cache, k=put(cache.k, slot, k), v=put(cache.v, slot, v), length=length)
     window, sinks = cache.k.shape[1], cache.sink_k.shape[1]
     recent = chosen & (segments.position >= length[:, None] - window)
     slot = jnp.where(recent, segments.position % window, window)
     first = jnp.where(chosen, segments.position, sinks)
     return dataclasses.replace(
         cache,
-        k=_put(cache.k, slot, k),
-        v=_put(cache.v, slot, v),
-        sink_k=_put(cache.sink_k, first, k),
-        sink_v=_put(cache.sink_v, first, v),
+        k=put(cache.k, slot, k),
+        v=put(cache.v, slot, v),
+        sink_k=put(cache.sink_k, first, k),
+        sink_v=put(cache.sink_v, first, v),
         length=length,
     )
 
@@ -167,7 +167,7 @@ def attend(
         run = segments.real.astype(jnp.int32)
         q = zero_padding(q, run)
         if isinstance(after, KVCache):
-            return zero_padding(_read(q, after, run, segments.position, scale), run), after
+            return zero_padding(read(q, after, run, segments.position, scale), run), after
         q_sink = q if q_sink is None else zero_padding(q_sink, run)
         return zero_padding(_read_ring(q, q_sink, after, run, segments.position, scale), run), after
     if isinstance(cache, RingCache):
@@ -184,17 +184,19 @@ def attend(
     return compute(q, keys, values, visibility=visibility, scale=scale), after
 
 
-def _read(q: Array, cache: KVCache, run: Array, position: Array, scale: float) -> Float[Array, "B 1 Hq V"]:
-    """One query per row over a cache that already holds its key."""
+def read(
+    q: Array, cache: KVCache, run: Array, position: Array, scale: float, bias: Array | None = None
+) -> Float[Array, "B 1 Hq V"]:
+    """One query per row over a cache that already holds its key; ``bias`` as `reference.mix` takes it."""
     slot, filled = slots(cache)
     seen = Visibility(run, position, filled, slot).pairs()
 
     def shielded() -> Array:
-        return mix([(q, *shield(cache.k, cache.v, filled), seen)], scale=scale)
+        return mix([(q, *shield(cache.k, cache.v, filled), seen)], scale=scale, bias=bias)
 
     # A slot that is not read may hold a NaN of an earlier document. Making sure for every token would cost as much as
     # attention itself, so look at the result.
-    o = mix([(q, cache.k, cache.v, seen)], scale=scale)
+    o = mix([(q, cache.k, cache.v, seen)], scale=scale, bias=bias)
     return jax.lax.cond(jnp.isfinite(o).all(), lambda: o, shielded)
 
 
@@ -232,7 +234,12 @@ def resume(cache: KVCache | RingCache, k: Array, v: Array, segments: Array | Seg
     return row_segments(as_segments(segments, length=cache.length), batch, time)
 
 
-def _put(held: Array, slot: Int[Array, "B T"], new: Array) -> Array:
+def destination(segments: Segments, size: int) -> Int[Array, "B T"]:
+    """The slot of each token in a cache that holds whole runs: its position; ``size``, nowhere, but in the last run."""
+    return jnp.where(segments.real & (segments.run == segments.last_run[:, None]), segments.position, size)
+
+
+def put(held: Array, slot: Int[Array, "B T"], new: Array) -> Array:
     """``new`` written to the slots of its rows; slots out of range are dropped."""
     rows = jnp.arange(held.shape[0], dtype=jnp.int32)[:, None]
     return held.at[rows, slot].set(new.astype(held.dtype), mode="drop")

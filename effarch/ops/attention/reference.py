@@ -138,7 +138,10 @@ def shield(k: Float[Array, "B S Hk D"], v: Float[Array, "B S Hk V"], run: Int[Ar
 
 
 def mix(
-    groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B ... T S"]]], *, scale: float
+    groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B ... T S"]]],
+    *,
+    scale: float,
+    bias: Float[Array, "B Hk G T S"] | None = None,
 ) -> Float[Array, "B T Hq V"]:
     """One softmax over several groups of keys, each read by its own form of the query.
 
@@ -146,12 +149,13 @@ def mix(
       groups: ``(q [B,T,Hq,D], k [B,S,Hk,D], v [B,S,Hk,V], visible [B,T,S])`` for each group; hidden values must be
         finite, see `shield`. Where heads see different keys, ``visible`` is ``[B, Hk or 1, Hq / Hk or 1, T, S]``.
       scale: multiplies the logits.
+      bias: is added to the scaled logits, where there is one group.
     """
     dtype = groups[0][0].dtype
     logits = []
     for q, k, _, visible in groups:
         q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-        scores = dot("btkgd,bskd->bkgts", q, k) * scale
+        scores = dot("btkgd,bskd->bkgts", q, k) * scale + (0 if bias is None else bias)
         logits.append(jnp.where(visible[:, None, None] if visible.ndim == 3 else visible, scores, MASKED))
     peak = jnp.maximum(jnp.concatenate([x.max(axis=-1, keepdims=True) for x in logits], axis=-1).max(axis=-1), EMPTY)
     weights = [jnp.exp(x - jax.lax.stop_gradient(peak)[..., None]) for x in logits]
