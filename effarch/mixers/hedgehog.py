@@ -2,8 +2,9 @@
 
     phi(x) = [softmax(W x + b), softmax(-W x - b)]      W [K, K] per head, for q and for k, the identity at first
 
-``activation``: "softmax" as above (LoLCATs 2410.10254), "joint_softmax" is softmax([2 W x, -2 W x]) (flash-linear-attention),
-"exp" the paper's [exp(W x), exp(-W x)], held with a log-scale per token (``ops.features``). Twice the head's width.
+``activation``: "softmax" as above (LoLCATs 2410.10254); "joint_softmax" is softmax([2 W x, -2 W x]), as in
+flash-linear-attention; "exp" the paper's [exp(W x), exp(-W x)], held with a log-scale per token (``ops.features``).
+Twice the head's width.
 
 Departures: LoLCATs raises every feature to at least 1e-12; here a token all of whose weights vanish reads 0.
 """

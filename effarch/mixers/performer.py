@@ -2,8 +2,8 @@
 
     phi(x) = exp(W x' - |x'|^2 / 2) / sqrt(M)      x' = x K^(-1/4)      so that E phi(q).phi(k) = exp(q.k / sqrt(K))
 
-W [M, K] has rows that are orthogonal in blocks of K, each as long as a normal vector. It is drawn once per layer, shared
-by heads, q and k, saved with the model and never trained; ``nn.feature_map.redraw`` draws it anew.
+W [M, K] has rows that are orthogonal in blocks of K, each as long as a normal vector. It is drawn once per layer,
+shared by heads, q and k, saved with the model and never trained; ``nn.feature_map.redraw`` draws it anew.
 
 Departures: the authors add 1e-6 to features and divide keys by their maximum over the sequence. Here nothing is added,
 and keys are held relative to the running maximum of their document, which cancels exactly (``ops.normalised``): causal,

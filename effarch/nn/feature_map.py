@@ -3,6 +3,7 @@
 A map is chosen by name, ``feature_map: {type: hedgehog}``; the mathematics is in :mod:`effarch.ops.features`.
 """
 
+from functools import partial
 from typing import Annotated, ClassVar, Self
 
 import jax
@@ -105,14 +106,15 @@ def redraw(state: PyTree, key: PRNGKeyArray) -> PyTree:
       key: the new features depend on it alone.
     """
     found, tree = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    places = [i for i, x in enumerate(found) if isinstance(x, RandomDirections)]
 
-    def fresh(index: int, variable: RandomDirections) -> RandomDirections:
+    def fresh(variable: RandomDirections, key: PRNGKeyArray) -> RandomDirections:
         *layers, count, width = variable.shape  # scanned layers are stacked in front
-        keys = jax.random.split(jax.random.fold_in(key, index), layers)
-        draw = orthogonal_features
+        draw = partial(orthogonal_features, count=count, width=width)
         for _ in layers:
-            draw = jax.vmap(draw, in_axes=(0, None, None))
-        return variable.replace(draw(keys, count, width).astype(variable.dtype))
+            draw = jax.vmap(draw)
+        return variable.replace(draw(jax.random.split(key, layers)).astype(variable.dtype))
 
-    leaves = [fresh(i, x) if isinstance(x, RandomDirections) else x for i, x in enumerate(found)]
-    return jax.tree.unflatten(tree, leaves)
+    for i, each in zip(places, jax.random.split(key, len(places)), strict=True):
+        found[i] = fresh(found[i], each)
+    return jax.tree.unflatten(tree, found)

@@ -1,4 +1,4 @@
-"""Feature maps of linear attention: ``exp(q.k / sqrt(K))`` becomes ``phi(q).phi(k)``. Pure functions, over the last axis.
+"""Feature maps of linear attention: ``exp(q.k / sqrt(K))`` becomes ``phi(q).phi(k)``. Pure functions of the last axis.
 
 Maps made of exponentials come as a :class:`Features` pair: values scaled by each token's own largest exponent, so that
 none overflows, and the logarithm of that scale. Nothing is taken over time here, so that chunks, documents and decoding

@@ -4,7 +4,7 @@
 
 The denominator is a column of ones appended to v. Keys whose features carry a log-scale c are weighed by
 ``exp(c_s - m_t)`` with the running maximum ``m_t = max(m_{t-1}, c_t)`` of their document: the state is held as
-``exp(-m_t) S_t``, decays by ``exp(m_{t-1} - m_t)``, and the maximum cancels in the quotient (as in mLSTM).
+``exp(-m_t) S_t``, decays by ``exp(m_{t-1} - m_t)``, and the maximum cancels in the quotient (``ops.stabiliser``).
 """
 
 import jax
@@ -14,42 +14,8 @@ from effarch.ops.features import Features
 from effarch.ops.precision import accumulator
 from effarch.ops.recurrence import Constant, Scalar, linear_recurrence
 from effarch.ops.segments import Segments, as_segments
-from effarch.typing import Array, Bool, Float, Int, PyTree
-
-NOTHING = -1e30  # a running maximum over nothing: finite, since -inf - -inf is NaN
-
-
-def running_maximum(
-    x: Float[Array, "B T H"],
-    *,
-    state: Float[Array, "B H"] | None = None,
-    segment_ids: Int[Array, "B T"] | Segments | None = None,
-) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
-    """The largest x of the document so far, without and with the token's own: ``(m_{t-1}, m_t)``.
-
-    Args:
-      x: finite, except at padding. state: the maximum before the first token; NOTHING if None. It belongs to run 1.
-      segment_ids: documents; 0 is padding and the identity.
-
-    Returns:
-      Two arrays; the first is NOTHING at a document's first token. Neither has a gradient.
-    """
-    segments = as_segments(segment_ids)
-    batch, time, heads = x.shape
-    x = jax.lax.stop_gradient(x)
-    first = jnp.full((batch, heads), NOTHING, x.dtype) if state is None else state.astype(x.dtype)
-    new = jnp.zeros((batch, time, 1), bool)
-    if segments is not None:
-        x = jnp.where(segments.real[..., None], x, jnp.asarray(NOTHING, x.dtype))
-        new = (segments.real & (segments.run != segments.carried_run))[..., None]
-
-    def later(left: tuple[Bool[Array, "..."], Array], right: tuple[Bool[Array, "..."], Array]) -> tuple[Array, Array]:
-        return left[0] | right[0], jnp.where(right[0], right[1], jnp.maximum(left[1], right[1]))
-
-    fresh, after = jax.lax.associative_scan(later, (new, x), axis=1)
-    after = jnp.where(fresh, after, jnp.maximum(after, first[:, None]))
-    before = jnp.concatenate([first[:, None], after[:, :-1]], axis=1)
-    return jnp.where(new, jnp.asarray(NOTHING, x.dtype), before), after
+from effarch.ops.stabiliser import NOTHING, stabilise
+from effarch.typing import Array, Float, Int, PyTree
 
 
 def quotient(numerator: Float[Array, "... V"], denominator: Float[Array, "... 1"]) -> Float[Array, "... V"]:
@@ -93,13 +59,12 @@ def normalised_attention(
     transition: Constant | Scalar = Constant(jnp.zeros((heads,), jnp.float32))
     if k.log_scale is not None:
         state, maximum = (None, None) if state is None else state
-        before, after = running_maximum(k.log_scale, state=maximum, segment_ids=segments)
-        # A document's first token has no state to decay.
-        decay = jnp.where(before <= 0.5 * NOTHING, jnp.zeros_like(after), before - after)
-        transition = Scalar(jnp.repeat(decay, heads // decay.shape[2], axis=2))
-        weight = jnp.exp(jnp.minimum(k.log_scale - after, 0))[..., None]  # above 0 at padding only
+        still = jnp.zeros_like(k.log_scale)
+        gates = stabilise(still, k.log_scale, state=maximum, start=NOTHING, segment_ids=segments)
+        transition = Scalar(jnp.repeat(gates.log_decay, heads // still.shape[2], axis=2))
+        weight = jnp.exp(gates.log_input)[..., None]
         keys = (keys.astype(accumulator(weight)) * weight).astype(keys.dtype)
-        maximum = after[:, -1]
+        maximum = gates.state
     o, state = linear_recurrence(
         q.values, keys, values, transition=transition, state=state, segment_ids=segments, form=form
     )

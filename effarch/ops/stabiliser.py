@@ -19,6 +19,8 @@ from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments, as_segments
 from effarch.typing import Array, Float, Int
 
+NOTHING = -1e30  #: the maximum of nothing: finite, for -inf - -inf is NaN
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log_decay", "log_input", "maximum", "state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ def stabilise(
     log_input: Float[Array, "B T H"],
     *,
     state: Float[Array, "B H"] | None = None,
+    start: float = 0.0,
     segment_ids: Int[Array, "B T"] | Segments | None = None,
 ) -> Stabilised:
     """The running maximum m, and the gates divided by it.
@@ -58,26 +61,28 @@ def stabilise(
 
     Args:
       log_decay: g, natural log, <= 0. log_input: i, natural log of the input gate.
-      state: m before the first token; zeros if None. It belongs to run 1; every other document starts from m = 0.
+      state: m before the first token; ``start`` if None. It belongs to run 1; every other document begins with ``start``.
+      start: m of a document before its first token. 0 if something is compared with ``e^-m`` (mLSTM's floor), NOTHING if m
+        cancels: then no input is too small.
       segment_ids: documents; 0 is padding and the identity.
     """
     segments = as_segments(segment_ids)
     dtype = accumulator(log_decay, log_input)
     g, i = log_decay.astype(dtype), log_input.astype(dtype)
-    before = jnp.zeros_like(g[:, 0]) if state is None else state.astype(dtype)
+    before = jnp.full_like(g[:, 0], start) if state is None else state.astype(dtype)
     a, b = g, i
     if segments is not None:
         real = segments.real[..., None]
         new = real & (segments.run != segments.carried_run)[..., None]
         g, i = jnp.where(real, g, 0), jnp.where(real, i, -jnp.inf)
-        a, b = jnp.where(new, -jnp.inf, g), jnp.where(new, jnp.maximum(g, i), i)  # new: m -> max(g + 0, i)
+        a, b = jnp.where(new, -jnp.inf, g), jnp.where(new, jnp.maximum(g + start, i), i)  # new: m -> max(g + start, i)
     a, b = jax.lax.associative_scan(_later, (a, b), axis=1)
     maximum = jnp.maximum(a + before[:, None], b)
 
     m = jax.lax.stop_gradient(maximum)
     previous = jnp.concatenate([before[:, None], m[:, :-1]], axis=1)
     if segments is not None:
-        previous = jnp.where(new, 0, previous)
+        previous = jnp.where(new, start, previous)
     shift = jnp.minimum(jax.lax.stop_gradient(previous) - m, -jax.lax.stop_gradient(g))  # rounding: never above 0
     log_input = i - m if segments is None else jnp.where(real, i - m, 0)
     return Stabilised(g + shift, log_input, maximum, maximum[:, -1])

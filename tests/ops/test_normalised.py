@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from effarch.ops.features import Features
-from effarch.ops.normalised import NOTHING, initial_state, normalised_attention, quotient, running_maximum
+from effarch.ops.normalised import initial_state, normalised_attention, quotient
 from effarch.ops.segments import as_segments
 from tests.ops.recurrence_cases import random_segments
 from tests.tolerances import TOL, assert_close
@@ -105,23 +105,6 @@ def test_the_state_carries_the_maximum(cut):
     assert_close(jnp.concatenate(pieces, axis=1), true, TOL.f32_forward)
     _, same = run(*arrays, jnp.zeros((B, T), jnp.int32), state)
     assert all((x == y).all() for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(same), strict=True))
-
-
-def test_running_maximum_is_that_of_the_document():
-    x = np.random.default_rng(0).normal(size=(B, T, HK)).astype(np.float32)
-    first = np.full((B, HK), 0.7, np.float32)
-    for seed in range(4):
-        ids = random_segments(np.random.default_rng(seed), B, T)
-        before, after = running_maximum(jnp.asarray(x), state=jnp.asarray(first), segment_ids=ids)
-        run_of = np.asarray(as_segments(ids).run)
-        for b in range(B):
-            largest, current = first[b], 1
-            for t in range(T):
-                if run_of[b, t] > 0:
-                    largest = largest if run_of[b, t] == current else np.float32(NOTHING)
-                    assert (before[b, t] == largest).all()
-                    largest, current = np.maximum(largest, x[b, t]), run_of[b, t]
-                assert (after[b, t] == largest).all()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,7 +7,7 @@ import pytest
 
 from effarch.ops.recurrence import Scalar, linear_recurrence, oracle
 from effarch.ops.segments import as_segments
-from effarch.ops.stabiliser import stabilise
+from effarch.ops.stabiliser import NOTHING, stabilise
 from tests.ops.recurrence_cases import SWEEP, random_segments
 from tests.tolerances import TOL, assert_close
 
@@ -20,32 +20,33 @@ def gates(seed):
     return rng, log_decay, 6 * rng.normal(size=(B, T, H)), 4 * rng.normal(size=(B, H))
 
 
-def loop(log_decay, log_input, state, segments):
+def loop(log_decay, log_input, state, segments, start=0.0):
     """m by its definition, one token after the other."""
     m, found = state, []
     for t in range(log_decay.shape[1]):
         run, carried = segments.run[:, t, None], segments.carried_run[:, t, None]
-        m = jnp.where((run > 0) & (run != carried), 0.0, m)
+        m = jnp.where((run > 0) & (run != carried), start, m)
         m = jnp.where(run > 0, jnp.maximum(log_decay[:, t] + m, log_input[:, t]), m)
         found.append(m)
     return jnp.stack(found, axis=1)
 
 
+@pytest.mark.parametrize("start", [0.0, NOTHING])
 @pytest.mark.parametrize("seed", range(3))
-def test_maximum_is_the_loop(seed):
+def test_maximum_is_the_loop(seed, start):
     """Values and gradients, packed documents; in two pieces as in one."""
     rng, *arrays = gates(seed)
     ids = random_segments(rng, B, T)
     cotangent = rng.normal(size=(B, T, H))
 
     def fast(g, i, m):
-        return stabilise(g, i, state=m, segment_ids=ids).maximum
+        return stabilise(g, i, state=m, start=start, segment_ids=ids).maximum
 
     found, pull = jax.vjp(jax.jit(fast), *(jnp.asarray(a, jnp.float32) for a in arrays))
     gradients = pull(jnp.asarray(cotangent, jnp.float32))
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.float32(a), jnp.float64) for a in arrays]
-        true, pull = jax.vjp(lambda *a: loop(*a, as_segments(ids)), *wide)
+        true, pull = jax.vjp(lambda *a: loop(*a, as_segments(ids), start), *wide)
         true_gradients = pull(jnp.asarray(np.float32(cotangent), jnp.float64))
     assert_close(found, true, TOL.f32_forward)
     for a, b in zip(gradients, true_gradients, strict=True):

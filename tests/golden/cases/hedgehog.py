@@ -1,5 +1,5 @@
-"""Hedgehog, the whole layer: flash-linear-attention's feature map (one softmax over both signs) and its naive normalised
-linear attention.
+"""Hedgehog, the whole layer: flash-linear-attention's feature map (one softmax over both signs) and its naive
+normalised linear attention.
 """
 
 from effarch.mixers.hedgehog import Hedgehog, HedgehogMapConfig

@@ -1,4 +1,4 @@
-"""Linear attention with elu + 1 and a denominator: flash-linear-attention, naive recurrence, from a state and its sum."""
+"""Linear attention with elu + 1 and a denominator: flash-linear-attention, naive recurrence, from a state and sum."""
 
 import jax.numpy as jnp
 import numpy as np
