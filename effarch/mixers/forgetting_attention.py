@@ -1,14 +1,13 @@
 """The Forgetting Transformer (2503.02130), FoX: softmax attention with a forget gate per head.
 
     o_i = sum_{j <= i} softmax_j(q_i . k_j / sqrt(K) + c_i - c_j) v_j     c_t = sum_{s <= t} log sigmoid(W_f x_s + b_f)
-    y_t = W_o (o_t * sigmoid(W_g x_t)), the output gate where ``output_gate`` is set
 
-No rotary positions by default: the gate tells near from far. Departs from the paper's "Pro" block in that keys and
-values are not mixed with those of the token before; its norms on q and k (``qk_norm``) have one weight for all heads.
+No rotary positions by default: the gate tells near from far. Of the paper's "Pro" block, ``gate`` and ``qk_norm`` are
+the output gate and the norms of q and k (with one weight for all heads); keys and values are not mixed with those of
+the token before.
 Time is O(T^2), as softmax attention's.
 """
 
-from functools import partial
 from typing import ClassVar, Self
 
 import jax
@@ -34,18 +33,16 @@ class ForgettingAttention(SoftmaxAttention):
     paper: ClassVar[str] = "2503.02130 Forgetting Transformer: Softmax Attention with a Forget Gate"
 
     rope_theta: float | None = pydantic.Field(None, gt=0, description="base of the rotary wavelengths; null: none")
-    output_gate: bool = pydantic.Field(False, description="a sigmoid gate on the output")
 
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "ForgettingAttentionMixer":
         return ForgettingAttentionMixer(self, dim, layer=layer, rngs=rngs)
 
-    def flops(self, dim: int, time: int) -> int:
-        gates = self.num_heads * (1 + self.output_gate * self.head_dim)
-        return super().flops(dim, time) + 2 * dim * gates * time
+    def projection_flops(self, dim: int) -> int:
+        return super().projection_flops(dim) + 2 * dim * self.num_heads
 
     @classmethod
     def tiny(cls) -> tuple[Self, int]:
-        return cls(num_heads=4, num_kv_heads=2, head_dim=8, qk_norm=True, output_gate=True), 32
+        return cls(num_heads=4, num_kv_heads=2, head_dim=8, qk_norm=True, gate=True), 32
 
 
 class ForgettingAttentionMixer(Attention):
@@ -56,8 +53,6 @@ class ForgettingAttentionMixer(Attention):
     def __init__(self, config: ForgettingAttention, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> None:
         super().__init__(config, dim, layer=layer, rngs=rngs)
         self.forget = Linear(dim, config.num_heads, axes=("embed", "heads"), bias=True, rngs=rngs)
-        gate = partial(Linear, dim, (config.num_heads, config.head_dim), axes=("embed", "heads", "head_dim"), rngs=rngs)
-        self.gate = gate() if config.output_gate else None
 
     def init_state(self, batch_size: int, max_length: int) -> tuple[KVCache, Array]:
         c = self.config
@@ -69,9 +64,7 @@ class ForgettingAttentionMixer(Attention):
         q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
         log_decay = jax.nn.log_sigmoid(self.forget(x).astype(accumulator(x)))
         o, state = forgetting_attention(q, k, v, log_decay, state, ctx.segments, form=ctx.form)
-        if self.gate is not None:
-            o = o * jax.nn.sigmoid(self.gate(x))
-        return self.qkv.o(o), state, ctx
+        return self.output(o, x), state, ctx
 
     def from_attention(self, attention: Attention) -> Self:
         """The teacher's projections and norms, and a gate that forgets slowly whatever the token. Returns self."""

@@ -1,10 +1,27 @@
 """What the mixers of sparse attention share: one projection, one line of documents, three ways to read it."""
 
+from typing import ClassVar
+
+import jax.numpy as jnp
+
 from effarch.mixers.base import Context
 from effarch.mixers.softmax_attention import Attention
-from effarch.ops.attention import KVCache, Line, append, lay_out, read_slots
+from effarch.ops.attention import (
+    Blocks,
+    KVCache,
+    Line,
+    append,
+    block_means,
+    choose_blocks,
+    lay_out,
+    next_mean,
+    read_slots,
+)
 from effarch.ops.attention.cache import resume
-from effarch.typing import Array, Bool, Int
+from effarch.ops.attention.choice import blocks_of
+from effarch.ops.precision import accumulator
+from effarch.ops.segments import Segments
+from effarch.typing import Array, Bool, Float, Int, PyTree
 
 
 class SparseAttention(Attention):
@@ -19,7 +36,7 @@ class SparseAttention(Attention):
         """Of the logits."""
         return self.config.head_dim**-0.5
 
-    def seen(self, line: Line) -> Bool[Array, "B ... T L"]:
+    def seen(self, q: Array, line: Line) -> Bool[Array, "B ... T L"]:
         """Which keys of the line each query sees, as `reference.mix` takes it."""
         raise NotImplementedError(f"{type(self).__name__} has no seen")
 
@@ -31,20 +48,108 @@ class SparseAttention(Attention):
         """Positions seen from ``position`` in a cache of ``length`` slots, each once, and which of them there are."""
         raise NotImplementedError(f"{type(self).__name__} has no slots")
 
-    def init_state(self, batch_size: int, max_length: int) -> KVCache:
+    def init_state(self, batch_size: int, max_length: int) -> PyTree:
         c = self.config
         return KVCache.init(batch_size, max_length, c.num_kv_heads, c.head_dim, c.head_dim, self.dtype)
 
-    def __call__(self, x: Array, state: KVCache | None, ctx: Context) -> tuple[Array, KVCache | None, Context]:
+    def whole(self, q: Array, line: Line, form: str) -> Array:
+        """Attention of many queries, in one form or the other."""
+        return line.dense(q, self.seen(q, line), scale=self.scale) if form == "parallel" else self.sparse(q, line)
+
+    def prefill(self, k: Array, v: Array, state: PyTree, segments: Segments | None) -> tuple[Line, PyTree]:
+        """The keys of a row after those carried, and the next state."""
+        return lay_out(k, v, segments, state)
+
+    def decode(self, q: Array, k: Array, v: Array, state: PyTree, segments: Segments) -> tuple[Array, PyTree]:
+        """One token."""
+        state = append(state, k, v, segments)
+        slot, there = self.slots(segments.position[:, 0], state.k.shape[1])
+        return read_slots(q, state, slot, there & segments.real[:, :, None], scale=self.scale), state
+
+    def __call__(self, x: Array, state: PyTree | None, ctx: Context) -> tuple[Array, PyTree | None, Context]:
         q, k, v = self.project(x)
         q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
         if state is not None and x.shape[1] == 1:
-            segments = resume(state, k, v, ctx.segments)
-            state = append(state, k, v, segments)
-            slot, there = self.slots(segments.position[:, 0], state.k.shape[1])
-            there &= segments.real[:, :, None] & (slot >= 0)
-            return self.qkv.o(read_slots(q, state, slot, there, scale=self.scale)), state, ctx
-        line, state = lay_out(k, v, ctx.segments, state)
-        if ctx.form == "parallel":
-            return self.qkv.o(line.dense(q, self.seen(line), scale=self.scale)), state, ctx
-        return self.qkv.o(self.sparse(q, line)), state, ctx
+            o, state = self.decode(q, k, v, state, resume(self.cache(state), k, v, ctx.segments))
+        else:
+            line, state = self.prefill(k, v, state, ctx.segments)
+            o = self.whole(q, line, ctx.form)
+        return self.output(o, x), state, ctx
+
+    def cache(self, state: PyTree) -> KVCache:
+        """The keys and values of a state."""
+        return state
+
+
+class ChoosingAttention(SparseAttention):
+    """Queries that choose blocks of ``block_size`` by the means of their keys, and see their own up to themselves.
+
+    A subclass says how many others each list has, ``others``, and what makes one the better, ``score``. The state: the
+    KV cache, and the means of its blocks [B, S // block_size, Hk, K] of what ``pooled`` names.
+    """
+
+    pooled: ClassVar[tuple[str, ...]] = ("k",)
+
+    @property
+    def others(self) -> int:
+        """Blocks in a list, one's own not among them."""
+        raise NotImplementedError(f"{type(self).__name__} has no others")
+
+    def score(self, logits: Array, distance: Array, number: Array) -> Array:
+        """As `choose_blocks` takes it."""
+        raise NotImplementedError(f"{type(self).__name__} has no score")
+
+    def choose(self, q: Array, means: Array, run_q: Array, position_q: Array, run: Array, number: Array) -> Array:
+        """Indices ``[B, T, Hs, others]`` of the blocks chosen."""
+        at = {"run_q": run_q, "position_q": position_q, "run": run, "number": number}
+        return choose_blocks(q, means, **at, size=self.config.block_size, count=self.others, score=self.score)
+
+    def chosen(self, q: Array, line: Line) -> tuple[Blocks, Int[Array, "B T Hs M"]]:
+        """The blocks of a line, and which of them its queries choose."""
+        blocks = Blocks.of(line, self.config.block_size)
+        return blocks, self.choose(q, mean(blocks.k), line.run_q, line.position_q, blocks.run, blocks.number)
+
+    def seen(self, q: Array, line: Line) -> Bool[Array, "B Hk R T L"]:
+        blocks, index = self.chosen(q, line)
+        return blocks.chosen(index) | line.pieces(self.config.block_size).pairs()[:, None, None]
+
+    def init_state(self, batch_size: int, max_length: int) -> tuple[KVCache, tuple[Array, ...]]:
+        return self._with_means(super().init_state(batch_size, max_length))
+
+    def _with_means(self, cache: KVCache) -> tuple[KVCache, tuple[Array, ...]]:
+        held = [getattr(cache, name) for name in self.pooled]
+        return cache, tuple(block_means(x, cache.length, self.config.block_size).astype(x.dtype) for x in held)
+
+    def cache(self, state: tuple) -> KVCache:
+        return state[0]
+
+    def prefill(self, k: Array, v: Array, state: tuple | None, segments: Segments | None) -> tuple[Line, tuple | None]:
+        line, after = lay_out(k, v, segments, None if state is None else state[0])
+        return line, None if after is None else self._with_means(after)
+
+    def append(self, k: Array, v: Array, state: tuple, segments: Segments) -> tuple[KVCache, tuple[Array, ...]]:
+        """The state after one token."""
+        cache, size = append(state[0], k, v, segments), self.config.block_size
+        pairs = zip(state[1], self.pooled, strict=True)
+        return cache, tuple(next_mean(means, getattr(cache, name), cache.length, size) for means, name in pairs)
+
+    def decode(self, q: Array, k: Array, v: Array, state: tuple, segments: Segments) -> tuple[Array, tuple]:
+        state = self.append(k, v, state, segments)
+        slot, there = self.own_and_chosen(q, state[1][0], segments)
+        return read_slots(q, state[0], slot, there, scale=self.scale), state
+
+    def own_and_chosen(
+        self, q: Array, means: Array, row: Segments
+    ) -> tuple[Int[Array, "B Hs M"], Bool[Array, "B Hs M"]]:
+        """The slots of one query's own block and of those it chooses."""
+        size, now = self.config.block_size, row.position
+        number = jnp.broadcast_to(jnp.arange(means.shape[1], dtype=jnp.int32), means.shape[:2])
+        index = self.choose(q, means, row.real.astype(jnp.int32), now, jnp.ones_like(number), number)[:, 0]
+        own = jnp.broadcast_to((now // size)[:, :, None], (*index.shape[:2], 1))
+        slot, there = blocks_of(jnp.concatenate([own, index], axis=2), size)
+        return slot, there & (slot <= now[:, :, None]) & row.real[:, :, None]
+
+
+def mean(blocks: Float[Array, "B N C Hk D"]) -> Float[Array, "B N Hk D"]:
+    """The mean of each block, summed in at least float32."""
+    return blocks.astype(accumulator(blocks)).mean(axis=2).astype(blocks.dtype)

@@ -44,8 +44,7 @@ class SparseTransformer(SoftmaxAttention):
         return SparseTransformerMixer(self, dim, layer=layer, rngs=rngs)
 
     def flops(self, dim: int, time: int) -> int:
-        width, stride = self.head_dim, self.stride
-        projections = 2 * dim * width * (2 * self.num_heads + 2 * self.num_kv_heads)
+        stride = self.stride
         wholes, rest = divmod(time, stride)
         if self.pattern == "strided":
             near = sum(range(1, min(time, stride) + 1)) + max(time - stride, 0) * stride
@@ -53,7 +52,7 @@ class SparseTransformer(SoftmaxAttention):
         else:
             near = wholes * stride * (stride + 1) // 2 + rest * (rest + 1) // 2
             far = self.summary * (stride * wholes * (wholes - 1) // 2 + rest * wholes)
-        return time * projections + 4 * self.num_heads * width * (near + far)
+        return time * self.projection_flops(dim) + 4 * self.num_heads * self.head_dim * (near + far)
 
     @classmethod
     def tiny(cls) -> tuple[Self, int]:
@@ -65,7 +64,7 @@ class SparseTransformerMixer(SparseAttention):
 
     config: SparseTransformer
 
-    def seen(self, line: Line) -> Bool[Array, "B T L"]:
+    def seen(self, q: Array, line: Line) -> Bool[Array, "B T L"]:
         stride, c = self.config.stride, self.config.summary
 
         def strided(i: Array, j: Array) -> Array:

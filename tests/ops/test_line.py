@@ -145,7 +145,7 @@ def test_the_best_past_blocks_are_chosen():
         line, _ = lay_out(k, v, as_segments(IDS))
         blocks = Blocks.of(line, 4)
 
-        def score(logits, distance):
+        def score(logits, distance, number):
             return logits.reshape(logits.shape[0], -1, *logits.shape[3:])
 
         means = blocks.k.mean(axis=2)

@@ -9,7 +9,7 @@ and in gradient; none is chosen by length.
 from effarch.ops.attention.block_sparse import selected_attention
 from effarch.ops.attention.blockwise import blockwise_attention
 from effarch.ops.attention.cache import KVCache, RingCache, append, attend
-from effarch.ops.attention.choice import choose_blocks, read_slots
+from effarch.ops.attention.choice import block_means, choose_blocks, next_mean, read_slots
 from effarch.ops.attention.forgetting import forgetting_attention
 from effarch.ops.attention.line import Blocks, Line, lay_out
 from effarch.ops.attention.reference import Visibility, attention, merge
@@ -56,11 +56,13 @@ __all__ = [
     "append",
     "attend",
     "attention",
+    "block_means",
     "blockwise_attention",
     "choose_blocks",
     "forgetting_attention",
     "lay_out",
     "merge",
+    "next_mean",
     "read_slots",
     "selected_attention",
     "softmax_attention",

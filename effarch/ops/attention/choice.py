@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from effarch.ops.attention.cache import KVCache
 from effarch.ops.attention.reference import dot, mix
+from effarch.ops.precision import accumulator
 from effarch.typing import Array, Bool, Float, Int
 
 CHUNK = 2**18  # scores per head formed at once
@@ -22,7 +23,7 @@ def choose_blocks(
     number: Int[Array, "B N"],
     size: int,
     count: int,
-    score: Callable[[Array, Array], Array],
+    score: Callable[[Array, Array, Array], Array],
 ) -> Int[Array, "B T Hs M"]:
     """The best past blocks of every query, its own block not among them. No gradient passes.
 
@@ -30,8 +31,8 @@ def choose_blocks(
       q: queries. means: one key for each block.
       run_q, position_q: of the queries. run, number: run of each block (0: none), and which of its document it is.
       size: positions of a block. count: how many blocks to choose.
-      score: ``(q . mean [B,Hk,Hq/Hk,c,N], distance [B,c,N]) -> [B,Hs,c,N]``; the distance is the number of blocks from
-        the query's own back to this one, negative where it is not yet complete or of another document.
+      score: ``(q . mean [B,Hk,Hq/Hk,c,N], distance [B,c,N], number [B,1,N]) -> [B,Hs,c,N]``; the distance is the
+        number of blocks from the query's own back to this one, negative where that is incomplete or another document's.
 
     Returns:
       ``[B, T, Hs, count]`` int32 indices of blocks; -1 where there are fewer to choose from.
@@ -52,7 +53,7 @@ def choose_blocks(
         ended = (run[:, None] == run_q[:, :, None]) & (run_q > 0)[:, :, None]
         ended &= number[:, None] * size + size - 1 <= position
         distance = jnp.where(ended, position // size - number[:, None], -1)
-        found = score(dot("btkgd,bnkd->bkgtn", q, means), distance)
+        found = score(dot("btkgd,bnkd->bkgtn", q, means), distance, number[:, None])
         found = jnp.where((distance > 0)[:, None], found, -jnp.inf)
         best, index = jax.lax.top_k(found, min(count, blocks))
         return jnp.where(best > -jnp.inf, index, -1).astype(jnp.int32)
@@ -61,6 +62,27 @@ def choose_blocks(
     index = jnp.moveaxis(index, 0, 2)  # [B, Hs, chunks, c, M]
     index = index.reshape(*index.shape[:2], -1, index.shape[4])[:, :, :time].swapaxes(1, 2)
     return jnp.pad(index, ((0, 0), (0, 0), (0, 0), (0, count - index.shape[3])), constant_values=-1)
+
+
+def block_means(x: Float[Array, "B S H D"], length: Int[Array, " B"], size: int) -> Float[Array, "B N H D"]:
+    """The mean of every ``size`` slots of a cache, those filled; N = max(1, S // size)."""
+    slot = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :, None, None]
+    x = jnp.where(slot < length[:, None, None, None], x, 0).astype(accumulator(x))
+    blocks = max(1, x.shape[1] // size)
+    x = jnp.pad(x, ((0, 0), (0, max(0, size - x.shape[1])), (0, 0), (0, 0)))[:, : blocks * size]
+    return x.reshape(x.shape[0], blocks, size, -1).mean(axis=2).reshape(x.shape[0], blocks, *x.shape[2:])
+
+
+def next_mean(
+    means: Float[Array, "B N H D"], x: Float[Array, "B S H D"], length: Int[Array, " B"], size: int
+) -> Float[Array, "B N H D"]:
+    """`block_means` after one more token: the mean of the block that the newest is in, formed anew."""
+    block = jnp.maximum(length - 1, 0) // size
+    slot = block[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None]
+    own = jax.vmap(lambda row, i: row[i])(x, jnp.minimum(slot, x.shape[1] - 1))
+    there = (slot < jnp.minimum(length, x.shape[1])[:, None])[:, :, None, None]
+    mean = jnp.where(there, own, 0).astype(accumulator(x)).mean(axis=1)
+    return jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop"))(means, block, mean.astype(means.dtype))
 
 
 def read_slots(

@@ -49,11 +49,12 @@ class Line:
         whole = Visibility(self.run_q, self.position_q, self.run, self.position, causal=False).pairs()
         return whole & pattern(self.position_q[:, :, None], self.position[:, None, :])
 
-    def pieces(self, size: int) -> tuple[Int[Array, "B T"], Int[Array, "B L"]]:
-        """Run indices of the documents cut into pieces of ``size`` positions: of queries and of keys."""
+    def pieces(self, size: int) -> Visibility:
+        """Who sees whom where the documents are cut into pieces of ``size`` positions."""
         first = (self.run > 0) & (self.position % size == 0)
         piece = jnp.where(self.run > 0, jnp.cumsum(first.astype(jnp.int32), axis=1, dtype=jnp.int32), 0)
-        return jnp.where(self.run_q > 0, jnp.take_along_axis(piece, self.place, axis=1), 0), piece
+        piece_q = jnp.where(self.run_q > 0, jnp.take_along_axis(piece, self.place, axis=1), 0)
+        return Visibility(piece_q, self.position_q, piece, self.position)
 
     def window(self, q: Array, window: int, *, ahead: int = 0, scale: float) -> tuple[Array, Array]:
         """Attention to the positions in (p + ahead - window, p + ahead], and the log of its sum."""
@@ -62,8 +63,7 @@ class Line:
 
     def own_piece(self, q: Array, size: int, *, scale: float) -> tuple[Array, Array]:
         """Causal attention inside one's own piece of ``size`` positions, and the log of its sum."""
-        piece_q, piece = self.pieces(size)
-        own = Visibility(piece_q, self.position_q, piece, self.position)
+        own = self.pieces(size)
         return attention_and_logsumexp(q, self.k, self.v, own, scale=scale, block_size=block_for(size))
 
     def dense(self, q: Array, seen: Bool[Array, "B ... T L"], *, scale: float) -> Float[Array, "B T Hq V"]:
@@ -115,10 +115,11 @@ class Blocks:
             member=jnp.where(inside, of_key, -1),
         )
 
-    def chosen(self, index: Int[Array, "B T Hs M"], heads: int) -> Bool[Array, "B Hk 1 T L"]:
-        """In memory: which keys are in the blocks that queries chose; one list for each of ``heads`` key heads."""
+    def chosen(self, index: Int[Array, "B T Hs M"]) -> Bool[Array, "B Hk R T L"]:
+        """In memory: which keys are in the blocks that queries chose, by R = Hs / Hk lists for each key head."""
         member = jnp.where(self.member < 0, -2, self.member)[:, None, None, :, None]
-        return (index.swapaxes(1, 2)[:, :, :, None] == member).any(axis=-1)[:, :, None]
+        hit = (index.swapaxes(1, 2)[:, :, :, None] == member).any(axis=-1)
+        return hit.reshape(hit.shape[0], self.k.shape[3], -1, *hit.shape[2:])
 
 
 def lay_out(
