@@ -21,15 +21,16 @@ from effarch.registry import register
 class MQAR(Task):
     """Associative recall of many pairs."""
 
-    pairs: int = pydantic.Field(16, gt=0, description="most pairs in a row; takes 3 tokens each")
+    pairs: int = pydantic.Field(16, gt=0, description="most pairs in a row; each takes 2 + asks tokens")
     fewest: int | None = pydantic.Field(None, gt=0, description="fewest pairs in a row; null: as many as the most")
+    asks: int = pydantic.Field(1, gt=0, description="how often every key is asked for")
     keys: int = pydantic.Field(32, gt=0, description="different keys; at least pairs")
     values: int = pydantic.Field(32, gt=1, description="different values")
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
-        if 3 * self.pairs > self.length:
-            raise ValueError(f"length: expected at least 3 * pairs = {3 * self.pairs}, got {self.length}")
+        if (least := (2 + self.asks) * self.pairs) > self.length:
+            raise ValueError(f"length: expected at least (2 + asks) * pairs = {least}, got {self.length}")
         if self.keys < self.pairs:
             raise ValueError(f"keys: expected at least pairs = {self.pairs}, got {self.keys}")
         if (self.fewest or self.pairs) > self.pairs:
@@ -46,6 +47,6 @@ class MQAR(Task):
         values = 1 + self.keys + rng.integers(self.values, size=count)
         tokens, targets, mask = np.zeros((3, self.length), np.int32)
         tokens[: 2 * count] = np.stack([keys, values], axis=1).reshape(-1)
-        places = 2 * count + rng.permutation(self.length - 2 * count)[:count]
-        tokens[places], targets[places], mask[places] = keys, values, 1
+        places = 2 * count + rng.permutation(self.length - 2 * count)[: count * self.asks]
+        tokens[places], targets[places], mask[places] = np.tile(keys, self.asks), np.tile(values, self.asks), 1
         return tokens, targets, mask
