@@ -77,10 +77,13 @@ def _path(path) -> str:
 
 
 def _abstract(config: LMConfig):
-    """The graph of our model, its leaves with their paths, and how they are put together again."""
-    graph, params = nnx.split(jax.eval_shape(partial(make_lm, config.replace(scan_layers=False))))
+    """The graph of our model, its parameters with their paths, how they are put together again, and what is fixed."""
+    make = partial(make_lm, config.replace(scan_layers=False))
+    graph, params, fixed = nnx.split(jax.eval_shape(make), nnx.Param, ...)
+    if jax.tree.leaves(fixed):
+        fixed = jax.jit(lambda: nnx.split(make(), nnx.Param, ...)[2])()
     leaves, tree = jax.tree.flatten_with_path(params)
-    return graph, {_path(path): leaf for path, leaf in leaves}, tree
+    return graph, {_path(path): leaf for path, leaf in leaves}, tree, fixed
 
 
 def paths(config: LMConfig) -> dict[str, tuple[int, ...]]:
@@ -97,7 +100,7 @@ def model(name: str, weights: dict[str, np.ndarray]) -> LM:
     case = load(name)
     theirs = _Read(weights)
     ours = case.parameters(theirs)
-    graph, expected, tree = _abstract(case.config)
+    graph, expected, tree, fixed = _abstract(case.config)
     sizes = {path: np.size(ours[path]) for path in expected if path in ours}
     wrong = {
         "tensors that are not read": theirs.unread,
@@ -108,7 +111,7 @@ def model(name: str, weights: dict[str, np.ndarray]) -> LM:
     if any(wrong.values()):
         raise ValueError(f"{name}: " + "; ".join(f"{what}: {sorted(which)}" for what, which in wrong.items() if which))
     leaves = [np.asarray(ours[path], np.float32).reshape(leaf.shape) for path, leaf in expected.items()]
-    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+    return nnx.merge(graph, jax.tree.unflatten(tree, leaves), fixed)
 
 
 @dataclasses.dataclass(frozen=True)
