@@ -80,10 +80,12 @@ def _path(path) -> str:
 
 
 def _abstract(make: Callable[[], nnx.Module]):
-    """The graph of a module, its leaves by their paths, and how they are put together again."""
-    graph, params = nnx.split(jax.eval_shape(make))
+    """The graph of a module, its parameters by their paths, how they are put together again, and what is fixed."""
+    graph, params, fixed = nnx.split(jax.eval_shape(make), nnx.Param, ...)
+    if jax.tree.leaves(fixed):
+        fixed = jax.jit(lambda: nnx.split(make(), nnx.Param, ...)[2])()
     leaves, tree = jax.tree.flatten_with_path(params)
-    return graph, {_path(path): leaf for path, leaf in leaves}, tree
+    return graph, {_path(path): leaf for path, leaf in leaves}, tree, fixed
 
 
 def _apart(config: LMConfig) -> Callable[[], LM]:
@@ -106,7 +108,7 @@ def filled(make: Callable[[], nnx.Module], parameters: Callable[[Mapping], Mappi
     """
     theirs = _Read(weights)
     ours = parameters(theirs)
-    graph, expected, tree = _abstract(make)
+    graph, expected, tree, fixed = _abstract(make)
     sizes = {path: math.prod(ours[path].shape) for path in expected if path in ours}
     wrong = {
         "tensors that are not read": theirs.unread,
@@ -117,7 +119,7 @@ def filled(make: Callable[[], nnx.Module], parameters: Callable[[Mapping], Mappi
     if any(wrong.values()):
         raise ValueError("; ".join(f"{what}: {sorted(which)}" for what, which in wrong.items() if which))
     leaves = [jnp.asarray(ours[path], jnp.float32).reshape(leaf.shape) for path, leaf in expected.items()]
-    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+    return nnx.merge(graph, jax.tree.unflatten(tree, leaves), fixed)
 
 
 def model(name: str, weights: Mapping[str, np.ndarray]) -> LM:
