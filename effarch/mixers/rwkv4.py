@@ -31,6 +31,7 @@ from effarch.typing import Array
 class RWKV4(TimeMixConfig):
     """An average over time per channel, with a fixed decay and a bonus for the token itself."""
 
+    context_parallel: ClassVar[bool] = True
     forms: ClassVar[tuple[str, ...]] = ("chunkwise", "recurrent")
     transition: ClassVar[str] = "elementwise, normalised"
     paper: ClassVar[str] = "2305.13048 RWKV: Reinventing RNNs for the Transformer Era"

@@ -1,13 +1,17 @@
 """RWKV-4's average against its quadratic definition in float64, values and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from effarch import axes
 from effarch.ops.decayed_average import Pair, decayed_average
 from effarch.ops.segments import as_segments
 from tests.ops.recurrence_cases import SWEEP, random_segments
+from tests.ops.test_context_parallel import gathered, rules
 from tests.tolerances import TOL, assert_close
 
 B, T, D = 2, 150, 6
@@ -110,6 +114,35 @@ def test_huge_keys(scale):
         empty = Pair.empty((B, D), jnp.float64)
         true = quadratic(*exact, empty, jnp.ones((B, T), jnp.int32), earlier)
     assert_close(o, true, TOL.f32_forward)
+
+
+def test_a_sequence_split_over_devices_is_whole():
+    """What is gathered does not depend on T."""
+    rng = np.random.default_rng(7)
+    k, v, log_decay, bonus, *state = (jnp.asarray(x, jnp.float32) for x in arrays(rng, 3.0))
+    ids = random_segments(np.random.default_rng(1), B, 64)
+    given = (k[:, :64], v[:, :64], log_decay, bonus, *state)
+
+    def average(k, v, log_decay, bonus, *state):
+        state = Pair(*state)
+        return decayed_average(k, v, log_decay=log_decay, bonus=bonus, state=state, segment_ids=ids, chunk_size=8)
+
+    @partial(jax.jit, static_argnums=0)
+    def run(table, *given):
+        with axes.rules(table):
+            (o, after), pull = jax.vjp(average, *given)
+            return o, after, pull((v[:, :64], jax.tree.map(jnp.ones_like, after)))
+
+    whole, split = run(None, *given), run(rules(), *given)
+    for x, y in zip(jax.tree.leaves(split[:2]), jax.tree.leaves(whole[:2]), strict=True):
+        assert_close(x, y, TOL.f32_forward)
+    for x, y in zip(jax.tree.leaves(split[2]), jax.tree.leaves(whole[2]), strict=True):
+        assert_close(x, y, TOL.f32_grad)
+
+    def exchanged(time):
+        return gathered(lambda k: decayed_average(k, k, log_decay=-(bonus**2), bonus=bonus)[0], jnp.zeros((B, time, D)))
+
+    assert exchanged(64) == exchanged(128) != []
 
 
 def test_memory_is_linear_and_small():
