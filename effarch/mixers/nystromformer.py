@@ -60,6 +60,10 @@ class Nystromformer(MixerConfig):
         return cls(num_heads=4, head_dim=8, landmarks=5, conv_width=3, rope_theta=1e4), 32
 
 
+def _filters(rngs: nnx.Rngs, taps: int, heads: int) -> Float[Array, "W H"]:
+    return jax.random.uniform(rngs.params(), (taps, heads), jnp.float32, -(taps**-0.5), taps**-0.5)
+
+
 class NystromformerMixer(Mixer):
     """The module; see the file."""
 
@@ -68,11 +72,7 @@ class NystromformerMixer(Mixer):
         heads, width, taps = config.num_heads, config.head_dim, config.conv_width
         sizes = {"heads": heads, "kv_heads": heads, "key_dim": width, "value_dim": width}
         self.qkv = QKV(dim, **sizes, bias=config.bias, out_bias=config.bias, rngs=rngs)
-        self.conv = None
-        if taps is not None:
-            bound = taps**-0.5
-            weight = jax.random.uniform(rngs.params(), (taps, heads), jnp.float32, -bound, bound)
-            self.conv = nnx.Param(weight, axes=("conv", "heads"))
+        self.conv = None if taps is None else nnx.Param(_filters(rngs, taps, heads), axes=("conv", "heads"))
 
     def _convolved(self, v: Float[Array, "B T H V"], weight: Float[Array, "W H"]) -> Float[Array, "B T H V"]:
         batch, time, heads, width = v.shape
