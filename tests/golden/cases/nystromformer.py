@@ -39,7 +39,10 @@ def ours(x, **weights):
 
     given = {f"qkv.{n[0]}.kernel": mixer.heads(weights[f"{n}.weight"], HEADS, WIDTH) for n in ("query", "key", "value")}
     given |= {f"qkv.{n[0]}.bias": weights[f"{n}.bias"].reshape(HEADS, WIDTH) for n in ("query", "key", "value")}
-    given |= {"qkv.o.kernel": jnp.eye(DIM).reshape(HEADS, WIDTH, DIM), "qkv.o.bias": jnp.zeros(DIM)}  # the output layer is another module
+    given |= {
+        "qkv.o.kernel": jnp.eye(DIM).reshape(HEADS, WIDTH, DIM),
+        "qkv.o.bias": jnp.zeros(DIM),
+    }  # the output layer is another module
     given["conv"] = weights["conv.weight"].reshape(HEADS, TAPS).T
     config = Nystromformer(num_heads=HEADS, head_dim=WIDTH, landmarks=LANDMARKS, conv_width=TAPS)
     return {"o": mixer.ours(config, DIM, x, given)}
