@@ -18,9 +18,22 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402 (reads the environment above)
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+_ran: list[tuple] = [()]
+
+
+@pytest.fixture(autouse=True)
+def programs_of_one_subject(request):
+    """What was compiled for another file, or for another mixer of a file, is freed: gigabytes by the end of a run."""
+    marker = request.node.get_closest_marker("xdist_group")
+    running = (request.node.path, marker and marker.args)
+    if running != _ran[0]:
+        _ran[0] = running
+        jax.clear_caches()

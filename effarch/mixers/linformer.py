@@ -20,6 +20,7 @@ from effarch.mixers.softmax_attention import Attention
 from effarch.nn.qkv import QKV
 from effarch.nn.rotary import rotate
 from effarch.ops.attention.reference import dot
+from effarch.ops.precision import accumulator
 from effarch.registry import register
 from effarch.typing import Array, Float
 
@@ -75,7 +76,8 @@ class LinformerMixer(Mixer):
     def _along_time(self, x: Float[Array, "B T H K"], projection: nnx.Param) -> Float[Array, "B R H K"]:
         groups = projection.shape[0]
         grouped = x.reshape(*x.shape[:2], groups, -1)  # heads that share a projection are one wide head
-        y = dot("btgk,gtr->brgk", grouped, projection[...].astype(x.dtype)).astype(x.dtype)
+        wide = accumulator(x)  # a sum over the whole row
+        y = dot("btgk,gtr->brgk", grouped.astype(wide), projection[...].astype(wide)).astype(x.dtype)
         return y.reshape(x.shape[0], -1, *x.shape[2:])
 
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:

@@ -4,6 +4,8 @@ Compiling is what these tests spend their time on, so they share it: rows of one
 never), pieces of one length. Tests of one mixer stay in one worker.
 """
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,14 @@ def exact_gradients(subject, x, ids):
     with jax.enable_x64(True):
         wide, cotangent = (jnp.asarray(np.asarray(y), jnp.float64) for y in (x, subject.input(seed=99)))
         return subject.gradients(wide, segment_ids=ids, form=form, cotangent=cotangent)
+
+
+@pytest.mark.xdist_group("groups")
+def test_groups_stay_in_one_worker(request):
+    """Silently lost, they double what is compiled."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("without -n there is one worker")
+    assert request.node.nodeid.endswith("@groups")
 
 
 @pytest.mark.parametrize("form", ["chunkwise", "recurrent", "parallel"])
