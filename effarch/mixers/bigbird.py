@@ -18,8 +18,7 @@ import pydantic
 from flax import nnx
 
 from effarch.mixers.base import LayerInfo
-from effarch.mixers.softmax_attention import SoftmaxAttention
-from effarch.mixers.sparse_attention import SparseAttention
+from effarch.mixers.sparse_attention import BlockAttention, SparseAttention
 from effarch.ops.attention import Blocks, Line, merge, selected_attention
 from effarch.ops.attention.choice import blocks_of
 from effarch.registry import register
@@ -29,12 +28,11 @@ DRAWN = 1024  # blocks of a document after which the random numbers repeat (of w
 
 
 @register("bigbird", kind="mixer")
-class BigBird(SoftmaxAttention):
+class BigBird(BlockAttention):
     """Causal attention to near, first and random blocks."""
 
     paper: ClassVar[str] = "2007.14062 Big Bird: Transformers for Longer Sequences"
 
-    block_size: int = pydantic.Field(64, gt=0, description="C: tokens of a block")
     window: int = pydantic.Field(3, gt=0, description="w: blocks of the window, one's own included")
     random: int = pydantic.Field(3, ge=0, description="r: random blocks")
     seed: int = pydantic.Field(0, ge=0, description="of the random blocks; every layer draws its own")
@@ -43,12 +41,8 @@ class BigBird(SoftmaxAttention):
         return BigBirdMixer(self, dim, layer=layer, rngs=rngs)
 
     def flops(self, dim: int, time: int) -> int:
-        size = self.block_size
-        wholes, rest = divmod(time, size)
-        own = wholes * size * (size + 1) // 2 + rest * (rest + 1) // 2
-        most = self.window + self.random
-        others = size * sum((size if n < wholes else rest) * min(n, most) for n in range(wholes + 1))
-        return time * self.projection_flops(dim) + 4 * self.num_heads * self.head_dim * (own + others)
+        pairs = self.block_pairs(time, self.window + self.random)
+        return time * self.projection_flops(dim) + 4 * self.num_heads * self.head_dim * pairs
 
     @classmethod
     def tiny(cls) -> tuple[Self, int]:
@@ -69,12 +63,13 @@ class BigBirdMixer(SparseAttention):
     def lists(self, own: Int[Array, "..."]) -> Int[Array, "... Hk M"]:
         """Which blocks of the document the queries of block ``own`` see beside it; negative: none."""
         c = self.config
-        near = own[..., None, None] - jnp.arange(1, c.window, dtype=jnp.int32)
-        first = jnp.where(own >= c.window, 0, -1)[..., None, None]
-        between = jnp.maximum(own - c.window, 0)[..., None, None]  # blocks 1, ..., own - window
-        part = jnp.arange(c.random, dtype=jnp.int32)
+        drawn, own = self.drawn[...][own % DRAWN], own[..., None, None]
+        ahead = (None,) * (own.ndim - 1)
+        near = own - jnp.arange(1, c.window, dtype=jnp.int32)[ahead]
+        first = jnp.where(own >= c.window, 0, -1)
+        between = jnp.maximum(own - c.window, 0)  # blocks 1, ..., own - window
+        part = jnp.arange(c.random, dtype=jnp.int32)[ahead]
         start, end = between * part // max(c.random, 1), between * (part + 1) // max(c.random, 1)
-        drawn = self.drawn[...][own % DRAWN]
         drawn = jnp.where(end > start, 1 + start + drawn % jnp.maximum(end - start, 1), -1)
         fixed = jnp.concatenate([near, first], axis=-1)
         fixed = jnp.broadcast_to(fixed, (*drawn.shape[:-1], fixed.shape[-1]))

@@ -13,15 +13,14 @@ import pydantic
 from flax import nnx
 
 from effarch.mixers.base import LayerInfo
-from effarch.mixers.softmax_attention import SoftmaxAttention
-from effarch.mixers.sparse_attention import ChoosingAttention
+from effarch.mixers.sparse_attention import BlockAttention, ChoosingAttention
 from effarch.ops.attention import Line, merge, selected_attention
 from effarch.registry import register
 from effarch.typing import Array
 
 
 @register("moba", kind="mixer")
-class MoBA(SoftmaxAttention):
+class MoBA(BlockAttention):
     """Causal attention to one's own block and to chosen ones."""
 
     paper: ClassVar[str] = "2502.13189 MoBA: Mixture of Block Attention for Long-Context LLMs"
@@ -33,12 +32,8 @@ class MoBA(SoftmaxAttention):
         return MoBAMixer(self, dim, layer=layer, rngs=rngs)
 
     def flops(self, dim: int, time: int) -> int:
-        size, heads = self.block_size, self.num_heads
-        wholes, rest = divmod(time, size)
-        own = wholes * size * (size + 1) // 2 + rest * (rest + 1) // 2
-        others = size * sum((size if n < wholes else rest) * min(n, self.top_k - 1) for n in range(wholes + 1))
-        scores = time * (time // size)
-        return time * self.projection_flops(dim) + 2 * heads * self.head_dim * (2 * own + 2 * others + scores)
+        pairs = 2 * self.block_pairs(time, self.top_k - 1) + time * (time // self.block_size)
+        return time * self.projection_flops(dim) + 2 * self.num_heads * self.head_dim * pairs
 
     @classmethod
     def tiny(cls) -> tuple[Self, int]:

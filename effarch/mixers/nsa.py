@@ -19,8 +19,7 @@ import pydantic
 from flax import nnx
 
 from effarch.mixers.base import LayerInfo
-from effarch.mixers.softmax_attention import SoftmaxAttention
-from effarch.mixers.sparse_attention import ChoosingAttention, mean
+from effarch.mixers.sparse_attention import BlockAttention, ChoosingAttention, mean
 from effarch.nn.linear import Linear
 from effarch.ops.attention import Line, Visibility, attention, merge, read_slots, selected_attention
 from effarch.ops.attention.blockwise import attention_and_logsumexp
@@ -32,14 +31,13 @@ FORCED = 1e9  # more than any sum of probabilities
 
 
 @register("nsa", kind="mixer")
-class NSA(SoftmaxAttention):
+class NSA(BlockAttention):
     """Causal attention to pooled blocks, to chosen blocks and to a window."""
 
     paper: ClassVar[str] = "2502.11089 Native Sparse Attention: Hardware-Aligned and Natively Trainable"
 
     num_heads: int = pydantic.Field(64, gt=0, description="query heads")
     num_kv_heads: int = pydantic.Field(4, gt=0, description="key and value heads; divides num_heads")
-    block_size: int = pydantic.Field(64, gt=0, description="C: tokens of a block")
     top_n: int = pydantic.Field(16, ge=3, description="blocks selected: one's own, the one before, the first, the best")
     window: int = pydantic.Field(512, gt=0, description="tokens of the window, its own included")
 
@@ -52,11 +50,10 @@ class NSA(SoftmaxAttention):
     def flops(self, dim: int, time: int) -> int:
         size = self.block_size
         wholes, rest = divmod(time, size)
-        own = wholes * size * (size + 1) // 2 + rest * (rest + 1) // 2
-        others = size * sum((size if n < wholes else rest) * min(n, self.top_n - 1) for n in range(wholes + 1))
         near = sum(range(1, min(time, self.window) + 1)) + max(time - self.window, 0) * self.window
         pooled = size * wholes * (wholes - 1) // 2 + wholes * (rest + 1)
-        pairs = 2 * (own + others + near + pooled) + time * (time // size)  # and once more to choose by
+        pairs = 2 * (self.block_pairs(time, self.top_n - 1) + near + pooled)
+        pairs += time * (time // size)  # the compressed branch's products once more, to choose by
         return time * self.projection_flops(dim) + 2 * self.num_heads * self.head_dim * pairs
 
     @classmethod

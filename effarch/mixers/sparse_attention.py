@@ -1,11 +1,12 @@
 """What the mixers of sparse attention share: one projection, one line of documents, three ways to read it."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import jax.numpy as jnp
+import pydantic
 
 from effarch.mixers.base import Context
-from effarch.mixers.softmax_attention import Attention
+from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
 from effarch.ops.attention import (
     Blocks,
     KVCache,
@@ -22,6 +23,19 @@ from effarch.ops.attention.choice import blocks_of
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Bool, Float, Int, PyTree
+
+
+class BlockAttention(SoftmaxAttention):
+    """Config of attention to whole blocks of positions."""
+
+    block_size: int = pydantic.Field(64, gt=0, description="C: tokens of a block")
+
+    def block_pairs(self, time: int, others: int) -> int:
+        """Pairs of query and key in a row of ``time`` tokens: of one's own block, and of at most ``others`` before."""
+        size = self.block_size
+        wholes, rest = divmod(time, size)
+        own = wholes * size * (size + 1) // 2 + rest * (rest + 1) // 2
+        return own + size * sum((size if n < wholes else rest) * min(n, others) for n in range(wholes + 1))
 
 
 class SparseAttention(Attention):
@@ -91,6 +105,11 @@ class ChoosingAttention(SparseAttention):
     pooled: ClassVar[tuple[str, ...]] = ("k",)
 
     @property
+    def block_size(self) -> int:
+        """C, of the config."""
+        return cast(BlockAttention, self.config).block_size
+
+    @property
     def others(self) -> int:
         """Blocks in a list, one's own not among them."""
         raise NotImplementedError(f"{type(self).__name__} has no others")
@@ -102,23 +121,23 @@ class ChoosingAttention(SparseAttention):
     def choose(self, q: Array, means: Array, run_q: Array, position_q: Array, run: Array, number: Array) -> Array:
         """Indices ``[B, T, Hs, others]`` of the blocks chosen."""
         at = {"run_q": run_q, "position_q": position_q, "run": run, "number": number}
-        return choose_blocks(q, means, **at, size=self.config.block_size, count=self.others, score=self.score)
+        return choose_blocks(q, means, **at, size=self.block_size, count=self.others, score=self.score)
 
     def chosen(self, q: Array, line: Line) -> tuple[Blocks, Int[Array, "B T Hs M"]]:
         """The blocks of a line, and which of them its queries choose."""
-        blocks = Blocks.of(line, self.config.block_size)
+        blocks = Blocks.of(line, self.block_size)
         return blocks, self.choose(q, mean(blocks.k), line.run_q, line.position_q, blocks.run, blocks.number)
 
     def seen(self, q: Array, line: Line) -> Bool[Array, "B Hk R T L"]:
         blocks, index = self.chosen(q, line)
-        return blocks.chosen(index) | line.pieces(self.config.block_size).pairs()[:, None, None]
+        return blocks.chosen(index) | line.pieces(self.block_size).pairs()[:, None, None]
 
     def init_state(self, batch_size: int, max_length: int) -> tuple[KVCache, tuple[Array, ...]]:
         return self._with_means(super().init_state(batch_size, max_length))
 
     def _with_means(self, cache: KVCache) -> tuple[KVCache, tuple[Array, ...]]:
         held = [getattr(cache, name) for name in self.pooled]
-        return cache, tuple(block_means(x, cache.length, self.config.block_size).astype(x.dtype) for x in held)
+        return cache, tuple(block_means(x, cache.length, self.block_size).astype(x.dtype) for x in held)
 
     def cache(self, state: tuple) -> KVCache:
         return state[0]
@@ -129,7 +148,7 @@ class ChoosingAttention(SparseAttention):
 
     def append(self, k: Array, v: Array, state: tuple, segments: Segments) -> tuple[KVCache, tuple[Array, ...]]:
         """The state after one token."""
-        cache, size = append(state[0], k, v, segments), self.config.block_size
+        cache, size = append(state[0], k, v, segments), self.block_size
         pairs = zip(state[1], self.pooled, strict=True)
         return cache, tuple(next_mean(means, getattr(cache, name), cache.length, size) for means, name in pairs)
 
@@ -142,7 +161,7 @@ class ChoosingAttention(SparseAttention):
         self, q: Array, means: Array, row: Segments
     ) -> tuple[Int[Array, "B Hs M"], Bool[Array, "B Hs M"]]:
         """The slots of one query's own block and of those it chooses."""
-        size, now = self.config.block_size, row.position
+        size, now = self.block_size, row.position
         number = jnp.broadcast_to(jnp.arange(means.shape[1], dtype=jnp.int32), means.shape[:2])
         index = self.choose(q, means, row.real.astype(jnp.int32), now, jnp.ones_like(number), number)[:, 0]
         own = jnp.broadcast_to((now // size)[:, :, None], (*index.shape[:2], 1))
