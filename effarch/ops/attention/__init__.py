@@ -10,6 +10,7 @@ from effarch.ops.attention.block_sparse import selected_attention
 from effarch.ops.attention.blockwise import blockwise_attention
 from effarch.ops.attention.cache import KVCache, RingCache, append, attend
 from effarch.ops.attention.choice import block_means, choose_blocks, next_mean, read_slots
+from effarch.ops.attention.dilated import Dilated
 from effarch.ops.attention.forgetting import forgetting_attention
 from effarch.ops.attention.line import Blocks, Line, lay_out
 from effarch.ops.attention.reference import Visibility, attention, merge
@@ -48,6 +49,7 @@ def softmax_attention(
 __all__ = [
     "FORMS",
     "Blocks",
+    "Dilated",
     "KVCache",
     "LeftContext",
     "Line",

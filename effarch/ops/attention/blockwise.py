@@ -81,18 +81,20 @@ def _flash_fwd(scale, block_size, q, k, v, bias, visibility):
 def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, visibility: Visibility):
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
-    first, count = _span(_may_see(*_edges(visibility, size_q, size_k), visibility))
+    edges_q, edges_k = _edges(visibility, size_q, size_k)
     kb, vb = (_blocks(x, size_k, kv_heads)[:, :, :, 0] for x in (k, v))
     run_k, at_k = (_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k))
     bias_q, bias_k = _bias(bias, size_q, size_k, kv_heads)
     sums = accumulator(q)
 
     def row(_, block):
-        q_n, bias_n, run_n, at_n, first_n, count_n = block
+        q_n, bias_n, run_n, at_n, edges_n = block
+        # One block's span at a time: all of them at once are a table of N x M.
+        first_n, count_n = _span(_may_see([x[:, None] for x in edges_n], edges_k, visibility))
 
         def step(i, carry):
             peak, total, acc = carry
-            at, active = _turn(i, first_n, count_n)
+            at, active = _turn(i, first_n[:, 0], count_n[:, 0])
             k_m, v_m, run_m, at_m = (_pick(x, at) for x in (kb, vb, run_k, at_k))
             seen = _seen(visibility, run_n, at_n, run_m, at_m, active)
             logits = jnp.where(seen, _logits(q_n, k_m, scale, bias_n, [_pick(x, at) for x in bias_k]), MASKED)
@@ -109,7 +111,7 @@ def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, 
         return None, ((acc / total[..., None]).astype(q.dtype), peak + jnp.log(total))
 
     run_q, at_q = (_blocks(x, size_q) for x in (visibility.run_q, visibility.position_q))
-    blocks = (_blocks(q, size_q, kv_heads), bias_q, run_q, at_q, first, count)
+    blocks = (_blocks(q, size_q, kv_heads), bias_q, run_q, at_q, edges_q)
     _, (o, logsumexp) = jax.lax.scan(row, None, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), blocks))
     return _unblock(jnp.moveaxis(o, 0, 1), time), _unblock(jnp.moveaxis(logsumexp, 0, 1)[..., None], time)[..., 0]
 
@@ -119,7 +121,7 @@ def _flash_bwd(scale, block_size, residuals, gradients):
     do, dlogsumexp = gradients
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
-    first, count = _span(_may_see(*_edges(visibility, size_q, size_k), visibility).swapaxes(1, 2))
+    edges_q, edges_k = _edges(visibility, size_q, size_k)
     sums = accumulator(q)
     # d logits = p * (do . v - do . o + d logsumexp)
     shift = dlogsumexp.astype(sums) - (do.astype(sums) * o.astype(sums)).sum(axis=-1)
@@ -129,11 +131,13 @@ def _flash_bwd(scale, block_size, residuals, gradients):
     bias_q, bias_k = _bias(bias, size_q, size_k, kv_heads)
 
     def column(dq, block):
-        k_m, v_m, bias_m, run_m, at_m, first_m, count_m = block
+        k_m, v_m, bias_m, run_m, at_m, edges_m = block
+        may = _may_see(edges_q, [x[:, None] for x in edges_m], visibility)
+        first_m, count_m = _span(may.swapaxes(1, 2))
 
         def step(i, carry):
             dq, dk, dv, dbias = carry
-            at, active = _turn(i, first_m, count_m)
+            at, active = _turn(i, first_m[:, 0], count_m[:, 0])
             q_n, do_n, l_n, s_n, run_n, at_n = (_pick(x, at) for x in (qb, dob, lb, sb, run_q, at_q))
             seen = _seen(visibility, run_n, at_n, run_m, at_m, active)
             logits = jnp.where(seen, _logits(q_n, k_m, scale, [_pick(x, at) for x in bias_q], bias_m), MASKED)
@@ -152,7 +156,7 @@ def _flash_bwd(scale, block_size, residuals, gradients):
         return dq, (dk.astype(k.dtype), dv.astype(v.dtype), dbias)
 
     kb, vb = (_blocks(x, size_k, kv_heads)[:, :, :, 0] for x in (k, v))
-    blocks = (kb, vb, bias_k, *(_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k)), first, count)
+    blocks = (kb, vb, bias_k, *(_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k)), edges_k)
     xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), blocks)
     dq, (dk, dv, dbias) = jax.lax.scan(column, jnp.zeros(qb.shape, sums), xs)
     dk, dv = (_unblock(jnp.moveaxis(x, 0, 1)[:, :, :, None], k.shape[1]) for x in (dk, dv))

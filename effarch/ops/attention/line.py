@@ -3,7 +3,8 @@
 A `Line` holds the keys of a row with nothing between: first the carried part of run 1 (out of a cache), then the row's
 tokens in order, padding last. There the key at position p of a query's own document stands p places after the
 document's first, wherever in the row, or before it, the document began. So blocks, strides and dilations by position
-are exact for packed rows, for padding anywhere, and for a chunk that goes on with a cache.
+are exact for packed rows, for padding anywhere, and for a chunk that goes on with a cache. Of a ring the line has what
+the ring still holds: places and positions differ by a constant, but the document's first positions may be missing.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.ops.attention.blockwise import BLOCK, attention_and_logsumexp
-from effarch.ops.attention.cache import KVCache, append, resume, slots
+from effarch.ops.attention.cache import Cache, KVCache, append, resume, slots
 from effarch.ops.attention.reference import Visibility, mix, row_segments, shield, zero_padding
 from effarch.ops.attention.window import LEAST_BLOCK
 from effarch.ops.segments import Segments, as_segments, compact, compacted
@@ -126,14 +127,14 @@ def lay_out(
     k: Float[Array, "B T Hk D"],
     v: Float[Array, "B T Hk V"],
     segments: Int[Array, "B T"] | Segments | None = None,
-    cache: KVCache | None = None,
-) -> tuple[Line, KVCache | None]:
+    cache: Cache | None = None,
+) -> tuple[Line, Cache | None]:
     """The line of a row, after what a cache carries of its run 1, and the cache with the row appended.
 
     Args:
       k: keys, rotated at their positions. v: values.
       segments: documents of the row; None: one document, or all of it goes on with the cache's.
-      cache: what was carried in; it belongs to run 1.
+      cache: what was carried in; it belongs to run 1. Of a `RingCache`, the window; its sinks are not in the line.
     """
     batch, time = k.shape[:2]
     nothing = jnp.zeros((batch,), jnp.int32)
@@ -146,11 +147,22 @@ def lay_out(
     row = resume(cache, k, v, segments)
     after = append(cache, k, v, row)
     size = cache.k.shape[1]
-    both = as_segments(jnp.concatenate([slots(cache)[1], row.run], axis=1))
-    k, v = (compact(jnp.concatenate([a.astype(b.dtype), b], 1), both) for a, b in ((cache.k, k), (cache.v, v)))
+    carried_k, carried_v, filled, before = _carried(cache)
+    both = as_segments(jnp.concatenate([filled, row.run], axis=1), length=before)
+    k, v = (compact(jnp.concatenate([a.astype(b.dtype), b], 1), both) for a, b in ((carried_k, k), (carried_v, v)))
     held, start = compacted(both), jnp.minimum(cache.length, size)
     position_q, place = both.position[:, size:], both.inverse[:, size:]
     return Line(k, v, held.run, held.position, row.run, position_q, place, row.order, start), after
+
+
+def _carried(cache: Cache) -> tuple[Array, Array, Int[Array, "B S"], Int[Array, " B"]]:
+    """Keys and values by age, 1 where there is one, and the position of the oldest."""
+    if isinstance(cache, KVCache):
+        return cache.k, cache.v, slots(cache)[1], jnp.zeros_like(cache.length)
+    oldest = jnp.argsort(cache.position, axis=1)
+    filled = jnp.take_along_axis(cache.position, oldest, axis=1) >= 0
+    before = jnp.maximum(cache.length - cache.k.shape[1], 0)
+    return gather(cache.k, oldest), gather(cache.v, oldest), filled.astype(jnp.int32), before
 
 
 def block_for(window: int) -> int:
