@@ -31,7 +31,8 @@ class Learner:
         unit, _ = make_optimizer(optimizer.replace(learning_rate=1.0), steps)
 
         def split() -> tuple[nnx.GraphDef, PyTree, PyTree]:
-            return nnx.split(make_lm(model, seed), nnx.Param, ...)
+            graph, params, rest = nnx.split(make_lm(model, seed), nnx.Param, ...)
+            return graph, params, rest
 
         self._graph, params, _ = jax.eval_shape(split)
         self.parameters = sum(x.size for x in jax.tree.leaves(params))

@@ -121,7 +121,8 @@ def sweep(config: SweepConfig, records: Records, stop: StopSignal) -> None:
     def learn(name: str, each: Callable[[int, str], None]) -> None:
         model, learner = models[name], None
         for rate in missing(model):
-            begun, taken, record = time.perf_counter(), 0, {"name": name, "learning_rate": rate}
+            begun, taken = time.perf_counter(), 0
+            record: dict[str, Any] = {"name": name, "learning_rate": rate}
 
             def step(n: int, loss: float, rate: float = rate) -> None:
                 nonlocal taken
