@@ -2,18 +2,24 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pydantic
 
 from effarch.config import Config, UserError, did_you_mean, main
 
+if TYPE_CHECKING:
+    from effarch.mixers.base import MixerConfig
+
 
 class ListConfig(Config):
-    """What to list."""
+    """What to list, and the model that state sizes are for."""
 
-    kind: str = pydantic.Field("mixer", description='"mixer" or "channel"')
-    dim: int = pydantic.Field(1024, gt=0, description="width of the model that state sizes are for")
+    kind: Literal["all", "mixer", "channel"] = pydantic.Field("all", description="mixers, channel mixers, or both")
+    dim: int = pydantic.Field(1024, gt=0, multiple_of=64, description="width of the model; heads are 64 wide")
+    dtype: Literal["float32", "bfloat16"] = pydantic.Field(
+        "float32", description="of activations, and so of caches; sums and recurrent states are float32 in any case"
+    )
 
 
 class BenchConfig(Config):
@@ -39,40 +45,50 @@ class GenerateConfig(Config):
     seed: int = pydantic.Field(0, ge=0, description="of the draws")
 
 
+def described(name: str, cls: "type[MixerConfig]", dim: int, dtype: str) -> dict[str, Any]:
+    """A row of ``effarch list``, by its columns; None for what a mixer does not have.
+
+    ``state at 1k`` and ``1M``: bytes of one row in one layer, as the mixer's default config would stand in for softmax
+    attention of ``dim / 64`` heads of 64.
+    """
+    from effarch.mixers.softmax_attention import SoftmaxAttention
+
+    matched = cls().matching(SoftmaxAttention(num_heads=dim // 64, num_kv_heads=dim // 64, head_dim=64))
+    flags = ("causal", "recurrent", "fixed_length", "context_parallel")
+    return {
+        "name": name,
+        "transition": cls.transition or None,
+        "flags": " ".join(flag for flag in flags if getattr(cls, flag)) or None,
+        "forms": " ".join(cls.forms),
+        "state at 1k": (matched.state_bytes(dim, 1024, dtype) or None) if cls.causal else None,
+        "state at 1M": (matched.state_bytes(dim, 2**20, dtype) or None) if cls.causal else None,
+        "paper": cls.paper or None,
+    }
+
+
 def list_mixers(config: ListConfig) -> int:
-    """``effarch list``: every registered mixer."""
+    """``effarch list``: every registered mixer, and below them the channel mixers."""
     import effarch.mixers  # noqa: F401  (registers)
     from effarch import registry
     from effarch.eval.table import Column, Table, size
     from effarch.mixers.base import MixerConfig
 
-    if config.kind not in ("mixer", "channel"):
-        raise UserError(f'kind: expected "mixer" or "channel", got "{config.kind}"')
-    rows = []
-    for name, cls in cast(dict[str, type[MixerConfig]], registry.configs(config.kind)).items():
-        tiny, dim = cls.tiny()
-        flags = [flag for flag in ("causal", "recurrent", "fixed_length", "context_parallel") if getattr(cls, flag)]
-        rows.append(
-            {
-                "name": name,
-                "transition": cls.transition or "-",
-                "flags": " ".join(flags),
-                "forms": " ".join(cls.forms),
-                "1k": tiny.state_bytes(dim, 1024),
-                "1m": tiny.state_bytes(dim, 2**20),
-                "paper": cls.paper,
-            }
-        )
-    columns = (
-        Column("name", "name"),
-        Column("transition", "transition"),
-        Column("flags", "flags"),
-        Column("forms", "forms"),
-        Column("1k", "state at 1k", format=size),
-        Column("1m", "state at 1M", format=size),
-        Column("paper", "paper"),
+    columns = {
+        "mixer": ("transition", "flags", "forms", "state at 1k", "state at 1M", "paper"),
+        "channel": ("flags", "state at 1k", "paper"),
+    }
+    for kind in columns if config.kind == "all" else (config.kind,):
+        known = cast(dict[str, type[MixerConfig]], registry.configs(kind))
+        rows = tuple(described(name, cls, config.dim, config.dtype) for name, cls in known.items())
+        shown = [
+            Column(c, c, format=size) if c.startswith("state") else Column(c, c, align="left") for c in columns[kind]
+        ]
+        print(Table((Column("name", kind), *shown), rows).plain(), end="\n\n")
+    print(
+        f"State: what a layer carries from token to token for one row; width {config.dim}, {config.dtype}, the defaults"
+        f" of each mixer\nwith the {config.dim // 64} heads of 64 of the softmax attention that it would replace."
+        " -: it carries none, or sees whole rows."
     )
-    print(Table(columns, tuple(rows)).plain())
     return 0
 
 
@@ -146,7 +162,7 @@ def verbs() -> dict[str, tuple[type[Config], Callable[..., int], str | None, str
             ListConfig,
             list_mixers,
             None,
-            "Lists every registered mixer; state sizes are those of its tiny() config.",
+            "Lists every registered mixer, and the state it carries in a model of some width.",
         ),
         "bench": (BenchConfig, bench, None, "Measures how time and memory of mixers grow with the length."),
         "generate": (GenerateConfig, generate, "run", "Continues a prompt with the model of a run."),

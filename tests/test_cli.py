@@ -26,13 +26,34 @@ def refused(capsys, code: int, *parts: str) -> None:
 
 def test_list_shows_every_mixer_and_channel(capsys):
     assert cli.run(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for name, config in registry.configs("mixer").items():
-        (line,) = [line for line in lines if line.split()[0] == name]
-        assert config.paper in line and config.transition in line
+    mixers, channels, note = capsys.readouterr().out.split("\n\n")
+    for kind, block in (("mixer", mixers), ("channel", channels)):
+        heads, _, *lines = block.splitlines()
+        assert [line.split()[0] for line in lines] == list(registry.names(kind))
+        for line, config in zip(lines, registry.configs(kind).values(), strict=True):
+            assert line.endswith("  " + config.paper) and config.transition in line
+            assert line.index(config.paper) == heads.index("paper"), "words stand at the left"
+    assert "width 1024, float32" in note and "16 heads of 64" in note
+    cells = {line.split()[0]: line for line in mixers.splitlines()}
+    assert "8.0 MiB" in cells["softmax_attention"] and "8.0 GiB" in cells["softmax_attention"]
+    assert cells["retnet"].count("256 KiB") == 2 and "KiB" not in cells["mlp_mixer"] + cells["bidirectional"]
+
     assert cli.run(["list", "kind=channel"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in registry.names("channel")) and "retnet" not in shown
+    assert capsys.readouterr().out.split("\n\n")[0] == channels
+
+
+@pytest.mark.parametrize("dim", [512, 1024])
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_listed_states_are_those_of_one_attention(dim, dtype, size):
+    """So that they compare: caches in the dtype of activations, recurrent states in float32, heads of 64."""
+
+    def states(name: str) -> list[int]:
+        row = cli.described(name, registry.get("mixer", name), dim, dtype)
+        return [row["state at 1k"], row["state at 1M"]]
+
+    assert states("softmax_attention") == [2 * t * dim * size + 4 for t in (1024, 2**20)]  # and a count of tokens
+    assert states("retnet") == states("hgrn2") == [64 * dim * 4] * 2
+    assert states("deltanet") == [64 * dim * 4 + 3 * 3 * dim * size] * 2  # and three convolutions' last inputs
 
 
 def test_help(capsys):
@@ -54,7 +75,8 @@ def test_help(capsys):
     [
         (["generat"], ['unknown verb "generat"', 'did you mean "generate"?']),
         (["list", "kindd=mixer"], ["kindd", 'did you mean "kind"?']),
-        (["list", "kind=mixers"], ['kind: expected "mixer" or "channel", got "mixers"']),
+        (["list", "kind=mixers"], ["kind: expected", '"mixer"', '"channel"', 'got "mixers"']),
+        (["list", "dim=100"], ["dim", "64", "100"]),
         (["list", "dim=0"], ["dim", "0"]),
         (["list", "--dry-run"], ["--dry-run", "nothing to build"]),
         (["generate"], ["missing RUN"]),

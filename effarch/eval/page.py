@@ -35,6 +35,7 @@ thead th { font-weight: 600; vertical-align: bottom; white-space: normal; min-wi
 thead small { display: block; font-weight: 400; color: var(--muted); white-space: nowrap; }
 tr > :first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 tbody th { font-weight: 500; white-space: normal; min-width: 8.5rem; }
+.left { text-align: left; }
 td.best { font-weight: 650; color: var(--accent); background: var(--best); }
 .legend { list-style: none; margin: 0 0 1rem; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.3rem;
   font-size: .9rem; }

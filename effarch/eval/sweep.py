@@ -85,7 +85,7 @@ def sweep_table(models: Sequence[Mapping[str, Any]], tasks: Mapping[str, int]) -
         *(Column(f"state {tokens}", f"State at {context(int(tokens))}", "", size) for tokens in lengths),
         Column("parameters", "Parameters", "", count),
         Column("seconds", "Time", "s", ".0f"),
-        Column("notes", "Notes", "", "; ".join),
+        Column("notes", "Notes", "", "; ".join, align="left"),
     ]
     rows = []
     for model in models:

@@ -37,6 +37,12 @@ def _scaled(value: float, base: int, units: Sequence[str], space: str) -> str:
     return f"{value:.{digits}f}{space}{units[index]}"
 
 
+def _class(*names: str) -> str:
+    """The attribute of an HTML tag; nothing for no names."""
+    given = " ".join(filter(None, names))
+    return f' class="{given}"' if given else ""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a :class:`Table`.
@@ -47,6 +53,7 @@ class Column:
         unit: shown small below the heading; empty for none.
         format: a format specification such as ``".3f"``, or a function from the value to text.
         better: the direction that is better; the best value is then marked.
+        align: the side that cells stand on; the first column is always at the left.
     """
 
     key: str
@@ -54,6 +61,7 @@ class Column:
     unit: str = ""
     format: str | Callable[[Any], str] = ""
     better: Literal["lower", "higher"] | None = None
+    align: Literal["left", "right"] = "right"
 
     def show(self, value: Any) -> str:
         """``value`` as text; None and NaN are missing."""
@@ -121,7 +129,8 @@ class Table:
             heads = [text + " " * bool(j) for text in (column.title, column.unit)]
             wide = max(map(len, heads + cells))
             styles = ["bold", "dim", "dim", *("bold green" if (i, j) in best else "" for i in range(len(cells)))]
-            texts = [text.rjust(wide) if j else text.ljust(wide) for text in [*heads, "-" * wide, *cells]]
+            pad = str.ljust if not j or column.align == "left" else str.rjust
+            texts = [pad(text, wide) for text in [*heads, "-" * wide, *cells]]
             columns.append(list(zip(texts, styles, strict=True)))
         first, *others = columns
         blocks = [[first]]
@@ -146,7 +155,7 @@ class Table:
             return "| " + " | ".join(t.replace("|", r"\|").replace("\n", " ") for t in texts) + " |"
 
         heads = [c.heading + (f" ({c.unit})" if c.unit else "") for c in self.columns]
-        rule = "|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"
+        rule = "|" + "|".join("---:" if i and c.align == "right" else "---" for i, c in enumerate(self.columns)) + "|"
         rows = [
             line([f"**{t}**" if (i, j) in best else t for j, t in enumerate(row)]) for i, row in enumerate(self.cells())
         ]
@@ -155,13 +164,15 @@ class Table:
     def html(self) -> str:
         """A ``<table>``, everything escaped; the best cells carry the class ``best``."""
         best = self.best()
+        left = ["left" if c.align == "left" else "" for c in self.columns]
         heads = "".join(
-            f'<th scope="col">{html.escape(c.heading)}<small>{html.escape(c.unit)}</small></th>' for c in self.columns
+            f'<th scope="col"{_class(side)}>{html.escape(c.heading)}<small>{html.escape(c.unit)}</small></th>'
+            for c, side in zip(self.columns, left, strict=True)
         )
         rows = []
         for i, row in enumerate(self.cells()):
             first, *others = map(html.escape, row)
-            marks = [' class="best"' if (i, j) in best else "" for j in range(1, len(row))]
+            marks = [_class("best" if (i, j) in best else "", left[j]) for j in range(1, len(row))]
             cells = "".join(f"<td{mark}>{text}</td>" for mark, text in zip(marks, others, strict=True))
             rows.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
         return f"<table><thead><tr>{heads}</tr></thead><tbody>\n{chr(10).join(rows)}\n</tbody></table>"

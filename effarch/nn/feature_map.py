@@ -108,12 +108,12 @@ def redraw(state: PyTree, key: PRNGKeyArray) -> PyTree:
     found, tree = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     places = [i for i, x in enumerate(found) if isinstance(x, RandomDirections)]
 
-    def fresh(variable: RandomDirections, key: PRNGKeyArray) -> RandomDirections:
+    def fresh(variable: RandomDirections, key: PRNGKeyArray) -> nnx.Variable:
         *layers, count, width = variable.shape  # scanned layers are stacked in front
         draw = partial(orthogonal_features, count=count, width=width)
         for _ in layers:
             draw = jax.vmap(draw)
-        return variable.replace(draw(jax.random.split(key, layers)).astype(variable.dtype))
+        return variable.replace(draw(jax.random.split(key, tuple(layers))).astype(variable.dtype))
 
     for i, each in zip(places, jax.random.split(key, len(places)), strict=True):
         found[i] = fresh(found[i], each)

@@ -61,9 +61,9 @@ def stabilise(
 
     Args:
       log_decay: g, natural log, <= 0. log_input: i, natural log of the input gate.
-      state: m before the first token; ``start`` if None. It belongs to run 1; every other document begins with ``start``.
-      start: m of a document before its first token. 0 if something is compared with ``e^-m`` (mLSTM's floor), NOTHING if m
-        cancels: then no input is too small.
+      state: m before the first token; ``start`` if None. It belongs to run 1; other documents begin with ``start``.
+      start: m of a document before its first token. 0 if something is compared with ``e^-m`` (mLSTM's floor), NOTHING
+        if m cancels: then no input is too small.
       segment_ids: documents; 0 is padding and the identity.
     """
     segments = as_segments(segment_ids)

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from effarch.eval.page import PAGE
 from effarch.eval.table import Column, Table, context, count, percent, size
 
 TABLE = Table(
@@ -43,6 +44,21 @@ def test_plain():
         "worse    2.00     25.0      -"
     )
     assert TABLE.plain().isascii()
+
+
+def test_a_column_of_words_stands_at_the_left():
+    table = Table(
+        (Column("name", "Model"), Column("note", "Note", align="left"), Column("n", "n")),
+        (
+            {"name": "a", "note": "some words", "n": 10},
+            {"name": "b", "note": "one", "n": 1},
+        ),
+    )
+    assert table.plain() == (
+        "Model  Note          n\n-----  -----------  ---\na      some words   10\nb      one           1"
+    )
+    assert table.markdown().split("\n")[1] == "|---|---|---:|"
+    assert table.html().count('class="left"') == 3 and "text-align: left" in PAGE
 
 
 def test_narrow_terminals_get_blocks():

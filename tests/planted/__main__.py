@@ -33,7 +33,7 @@ def main(words: list[str]) -> int:
             outcome = f"caught by {found[0].rpartition('::')[2]}" if found else "NOT CAUGHT"
             rows.append({"bug": bug.name, "file": bug.file, "outcome": outcome})
             print(f"[{number}/{len(chosen)}] {bug.name}: {outcome} ({time.monotonic() - started:.0f} s)", flush=True)
-    columns = (Column("bug", "bug"), Column("file", "file"), Column("outcome", "outcome"))
+    columns = tuple(Column(name, name, align="left") for name in ("bug", "file", "outcome"))
     print(Table(columns, tuple(rows)).plain())
     print(f"{len(chosen) - missed} of {len(chosen)} bugs caught")
     return int(missed > 0)
