@@ -22,6 +22,19 @@ from tests.tolerances import TOL, assert_close
 #: One mixer for every way in which a sequence is split over devices; the others are split in `slow`.
 SPLIT = ("softmax_attention", "retnet", "gla", "gated_deltanet", "rwkv7", "mamba1")
 
+#: One mixer for every mechanism; the others are measured in `slow`.
+MEASURED = (
+    *SPLIT,
+    "sliding_window",
+    "sparse_transformer",
+    "moba",
+    "nsa",
+    "mlstm",
+    "rwkv4",
+    "performer",
+    "nystromformer",
+)
+
 
 def grouped(value, name, slow=False):
     marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
@@ -225,6 +238,7 @@ def test_sharded_over_eight_devices_is_single(subject):
     same_trees(split_gradients, gradients, TOL.f32_grad)
 
 
+@pytest.mark.parametrize("subject", [grouped(pair, pair[1], pair[1] not in MEASURED) for pair in ALL], indirect=True)
 def test_compiled_memory_grows_linearly(subject):
     """Forward and backward; parameters and inputs excluded."""
     subject.needs(fixed_length=False)
