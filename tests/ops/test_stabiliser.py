@@ -22,13 +22,16 @@ def gates(seed):
 
 def loop(log_decay, log_input, state, segments, start=0.0):
     """m by its definition, one token after the other."""
-    m, found = state, []
-    for t in range(log_decay.shape[1]):
-        run, carried = segments.run[:, t, None], segments.carried_run[:, t, None]
+
+    def step(m, token):
+        g, i, run, carried = token
         m = jnp.where((run > 0) & (run != carried), start, m)
-        m = jnp.where(run > 0, jnp.maximum(log_decay[:, t] + m, log_input[:, t]), m)
-        found.append(m)
-    return jnp.stack(found, axis=1)
+        m = jnp.where(run > 0, jnp.maximum(g + m, i), m)
+        return m, m
+
+    runs = [x[..., None] for x in (segments.run, segments.carried_run)]
+    _, found = jax.lax.scan(step, state, [jnp.moveaxis(x, 1, 0) for x in (log_decay, log_input, *runs)])
+    return jnp.moveaxis(found, 0, 1)
 
 
 @pytest.mark.parametrize("start", [0.0, NOTHING])
@@ -46,15 +49,16 @@ def test_maximum_is_the_loop(seed, start):
     gradients = pull(jnp.asarray(cotangent, jnp.float32))
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.float32(a), jnp.float64) for a in arrays]
-        true, pull = jax.vjp(lambda *a: loop(*a, as_segments(ids), start), *wide)
+        true, pull = jax.vjp(jax.jit(lambda *a: loop(*a, as_segments(ids), start)), *wide)
         true_gradients = pull(jnp.asarray(np.float32(cotangent), jnp.float64))
     assert_close(found, true, TOL.f32_forward)
     for a, b in zip(gradients, true_gradients, strict=True):
         assert_close(a, b, TOL.f32_grad)
     g, i, m = (jnp.asarray(a, jnp.float32) for a in arrays)
-    first = stabilise(g[:, :33], i[:, :33], state=m)
-    second = stabilise(g[:, 33:], i[:, 33:], state=first.state)
-    whole = stabilise(g, i, state=m)
+    piece = jax.jit(stabilise)
+    first = piece(g[:, :35], i[:, :35], state=m)
+    second = piece(g[:, 35:], i[:, 35:], state=first.state)
+    whole = piece(g, i, state=m)
     for name in ("log_decay", "log_input", "maximum"):
         pieces = jnp.concatenate([getattr(first, name), getattr(second, name)], axis=1)
         assert_close(pieces, getattr(whole, name), TOL.f32_forward, name)
@@ -102,6 +106,6 @@ def test_factors_are_at_most_one_whatever_the_gates():
     g = jnp.asarray(rng.choice(SWEEP, size=(B, T, H)), jnp.float32)
     i = jnp.asarray(rng.choice([-1e30, -1e4, -88.0, 0.0, 0.1, 88.0, 1e4, 1e30], size=(B, T, H)), jnp.float32)
     for ids in (None, random_segments(rng, B, T)):
-        found = stabilise(g, i, segment_ids=ids)
+        found = jax.jit(stabilise)(g, i, segment_ids=ids)
         assert (found.log_decay <= 0).all() and (found.log_input <= 0).all()
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(found))

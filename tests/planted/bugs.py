@@ -158,7 +158,7 @@ BUGS = (
     Bug(
         "padding writes to the KV cache",
         "ops/attention/cache.py",
-        "slot = jnp.where(chosen, segments.position, cache.k.shape[1])",
+        "slot = destination(segments, cache.k.shape[1])",
         "slot = segments.position",
         ("tests/ops/test_kv_cache.py::test_chunks_equal_the_whole_row",),
     ),
@@ -172,8 +172,8 @@ BUGS = (
     Bug(
         "padding moves the elementwise scan",
         "ops/scan.py",
-        "        x = jnp.where(real, x.astype(dtype), jnp.zeros((), dtype))\n",
-        "        x = x.astype(dtype)\n",
+        "        x = jnp.where(real, x.astype(like.dtype), zero)\n",
+        "        x = x.astype(like.dtype)\n",
         ("tests/ops/test_scan.py::test_scan_is_the_loop",),
     ),
     Bug(
@@ -208,12 +208,78 @@ BUGS = (
         "seen &= at_k >= at_q - self.window",
         ("tests/ops/test_window.py::test_forms_equal_a_loop_in_float64",),
     ),
+    Bug(
+        "the first tile of a block of keys reads the block before",
+        "ops/attention/block_sparse.py",
+        'jnp.searchsorted(x, tile, side="right"))(ends)',
+        'jnp.searchsorted(x, tile, side="left"))(ends)',
+        ("tests/ops/test_block_sparse.py::test_tiles_equal_the_mask_in_value_and_gradient",),
+    ),
+    Bug(
+        "the query's own block is among those it chooses",
+        "ops/attention/choice.py",
+        "jnp.where((distance > 0)[:, None], found, -jnp.inf)",
+        "jnp.where((distance >= 0)[:, None], found, -jnp.inf)",
+        (f"{CONFORMANCE}::test_forms_agree_with_the_float64_oracle[moba-chunkwise]",),
+    ),
+    Bug(
+        "the pseudo-inverse of a head depends on the other heads",
+        "ops/attention/nystrom.py",
+        "(columns.max(axis=-1) * rows.max(axis=-1))[..., None, None]",
+        "(columns.max() * rows.max())",
+        (
+            "tests/mixers/test_low_rank.py::test_the_iteration_converges_to_the_inverse_and_each_matrix_has_its_own_scale",
+        ),
+    ),
+    # Normalised sums
+    Bug(
+        "the decayed average runs over the start of a document",
+        "ops/decayed_average.py",
+        "first = (self.run > 0) & (self.run != self.carried)",
+        "first = (self.run > 0) & (self.run < self.carried)",
+        ("tests/ops/test_decayed_average.py::test_it_is_the_quadratic_average[0-64]",),
+    ),
+    Bug(
+        "a device's span forgets that a document began in it",
+        "ops/decayed_average.py",
+        "left.log_decay + right.log_decay, left.drop | right.drop)",
+        "left.log_decay + right.log_decay, right.drop)",
+        ("tests/ops/test_decayed_average.py::test_a_sequence_split_over_devices_is_whole",),
+    ),
+    Bug(
+        "the running maximum survives the end of its document",
+        "ops/stabiliser.py",
+        "a, b = jnp.where(new, -jnp.inf, g), jnp.where(new, jnp.maximum(g + start, i), i)",
+        "a, b = g, i",
+        ("tests/ops/test_stabiliser.py::test_maximum_is_the_loop[0-0.0]",),
+    ),
+    Bug(
+        "keys are weighed without the maximum that they were divided by",
+        "ops/normalised.py",
+        "        weight = jnp.exp(gates.log_input)[..., None]\n",
+        "        weight = jnp.ones_like(gates.log_input)[..., None]\n",
+        ("tests/ops/test_normalised.py::test_outputs_are_the_quadratic_sum[3.0-chunkwise]",),
+    ),
+    Bug(
+        "cosFormer's weights turn negative beyond a quarter turn",
+        "ops/features.py",
+        "angle = jnp.minimum(positions, length).astype(dtype)",
+        "angle = positions.astype(dtype)",
+        ("tests/ops/test_features.py::test_cosine_weights_are_relative_and_never_negative",),
+    ),
+    Bug(
+        "redrawn features are those of the first layer in every layer",
+        "nn/feature_map.py",
+        "draw(jax.random.split(key, tuple(layers)))",
+        "draw(jax.numpy.broadcast_to(key, tuple(layers)))",
+        ("tests/nn/test_feature_map.py::test_redrawing_is_pure_and_touches_random_features_only",),
+    ),
     # Sequences split over devices
     Bug(
         "a device starts from its own end",
-        "ops/recurrence/context.py",
-        "return jnp.where(index < mine, apply(affine, carry), carry), None",
-        "return jnp.where(index <= mine, apply(affine, carry), carry), None",
+        "ops/context.py",
+        "partial(jnp.where, index < mine)",
+        "partial(jnp.where, index <= mine)",
         ("tests/ops/test_context_parallel.py::test_split_over_devices_is_whole[scalar]",),
     ),
     Bug(
