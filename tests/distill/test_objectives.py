@@ -71,17 +71,29 @@ def compiled(name: str, kind: str):
     return lambda batch: run(params, frozen, batch)
 
 
-def naive_alignment(teacher, student, batch):
-    """Layer by layer, every position by itself."""
-    ctx, _ = Context.of(B, T, segment_ids=batch["segment_ids"])
-    x, theirs, mine = teacher.embed(batch["tokens"]), ctx, ctx
-    real = np.asarray(batch["segment_ids"]) > 0
-    losses = []
+@partial(jax.jit, static_argnums=(0, 1), compiler_options=tiny.FAST)
+def layer_by_layer(teacher_graph, graph, frozen, params, tokens, segment_ids):
+    """``(the student's output, the teacher's)`` of every mixer, on the teacher's input of it."""
+    teacher, student = nnx.merge(teacher_graph, frozen), nnx.merge(graph, params)
+    ctx, _ = Context.of(B, T, segment_ids=segment_ids)
+    x, theirs, mine = teacher.embed(tokens), ctx, ctx
+    pairs = []
     for old, new in zip(teacher.stack.layers(), student.stack.layers(), strict=True):
         out, _, mine = new.mixer(new.mixer_norm(x), None, mine)
         wanted, _, _ = old.mixer(old.mixer_norm(x), None, dataclasses.replace(ctx, shared=theirs.shared))
         x, _, theirs, _ = old(x, None, theirs)
-        out, wanted = np.asarray(out, np.float64)[real], np.asarray(wanted, np.float64)[real]
+        pairs.append((out, wanted))
+    return pairs
+
+
+def naive_alignment(teacher, student, batch):
+    """Layer by layer, every position by itself."""
+    (teacher_graph, frozen), (graph, params) = nnx.split(teacher), nnx.split(student)
+    pairs = layer_by_layer(teacher_graph, graph, frozen, params, batch["tokens"], batch["segment_ids"])
+    real = np.asarray(batch["segment_ids"]) > 0
+    losses = []
+    for pair in pairs:
+        out, wanted = (np.asarray(x, np.float64)[real] for x in pair)
         losses.append((((out - wanted) ** 2).mean(axis=1) / (wanted.var(axis=1) + 1e-6)).sum())
     return np.mean(losses), real.sum()
 

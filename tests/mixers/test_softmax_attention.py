@@ -22,7 +22,11 @@ OPTIONS = {
     "qk_norm_plus_one": True,
     "gate": True,
 }
-KINDS = [name for name, cls in registry.configs("mixer").items() if issubclass(cls, SoftmaxAttention)]
+KINDS = [
+    pytest.param(name, marks=[] if name in ("softmax_attention", "sliding_window", "nsa") else pytest.mark.slow)
+    for name, cls in registry.configs("mixer").items()
+    if issubclass(cls, SoftmaxAttention)
+]
 
 
 def made(name):
@@ -30,16 +34,16 @@ def made(name):
     config, dim = registry.get("mixer", name).tiny()
     config = config.replace(**OPTIONS)
     mixer = jax.jit(lambda: config.make(dim, layer=LayerInfo(), rngs=nnx.Rngs(0)))()
-    graph, params = nnx.split(mixer)
+    graph, params, fixed = nnx.split(mixer, nnx.Param, ...)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: x + jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype), params)
     time = config.length if config.fixed_length else 20
-    return config, nnx.merge(graph, params), jnp.asarray(rng.normal(size=(2, time, dim)), jnp.float32)
+    return config, nnx.merge(graph, params, fixed), jnp.asarray(rng.normal(size=(2, time, dim)), jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
-def run(graph, params, x):
-    return nnx.merge(graph, params)(x, None, Context.of(*x.shape[:2])[0])[0]
+def run(graph, params, fixed, x):
+    return nnx.merge(graph, params, fixed)(x, None, Context.of(*x.shape[:2])[0])[0]
 
 
 def test_all_options_in_float64():
@@ -65,25 +69,30 @@ def test_all_options_in_float64():
     o = np.einsum("bhts,bshk->bthk", scores / scores.sum(axis=-1, keepdims=True), v)
     o = o / (1 + np.exp(-project("gate", weights["gate"])))
     out = weights["qkv"]["o"]
-    assert_close(run(*nnx.split(mixer), x), np.einsum("bthk,hkd->btd", o, out["kernel"]) + out["bias"], TOL.f32_forward)
+    assert_close(
+        run(*nnx.split(mixer, nnx.Param, ...), x),
+        np.einsum("bthk,hkd->btd", o, out["kernel"]) + out["bias"],
+        TOL.f32_forward,
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_mixer_made_of_it_has_its_options(name):
     """Each parameter moves the output, and so do the rotated share of a head and the norms' one."""
     config, mixer, x = made(name)
-    graph, params = nnx.split(mixer)
+    graph, params, fixed = nnx.split(mixer, nnx.Param, ...)
     weight = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32)
-    grads = jax.jit(jax.grad(lambda params: (run(graph, params, x) * weight).sum()))(params)
+    grads = jax.jit(jax.grad(lambda params: (run(graph, params, fixed, x) * weight).sum()))(params)
     for path, leaf in jax.tree.leaves_with_path(grads):
         assert jnp.isfinite(leaf).all()
         what = jax.tree_util.keystr(path)
         assert (jnp.abs(leaf) > 1e-7).any(), what
-    y = run(graph, params, x)
+    y = run(graph, params, fixed, x)
     for change in ({"rope_fraction": 1.0}, {"qk_norm_plus_one": False}):
         other = config.replace(**change)
-        graph, _ = nnx.split(jax.eval_shape(lambda c=other: c.make(x.shape[-1], layer=LayerInfo(), rngs=nnx.Rngs(0))))
-        assert jnp.linalg.norm(run(graph, params, x) - y) > 1e-3 * jnp.linalg.norm(y), change
+        made_so = jax.eval_shape(lambda c=other: c.make(x.shape[-1], layer=LayerInfo(), rngs=nnx.Rngs(0)))
+        graph = nnx.split(made_so, nnx.Param, ...)[0]
+        assert jnp.linalg.norm(run(graph, params, fixed, x) - y) > 1e-3 * jnp.linalg.norm(y), change
 
 
 @pytest.mark.parametrize("name", KINDS)
