@@ -240,7 +240,7 @@ def test_sharded_over_eight_devices_is_single(subject):
 
 @pytest.mark.parametrize("subject", [grouped(pair, pair[1], pair[1] not in MEASURED) for pair in ALL], indirect=True)
 def test_compiled_memory_grows_linearly(subject):
-    """Forward and backward; parameters and inputs excluded."""
+    """Forward and backward; parameters and inputs excluded. Folding what positions alone decide takes seconds."""
     subject.needs(fixed_length=False)
 
     trained, fixed = nnx.split_state(subject.parameters(), nnx.Param, ...)
@@ -252,7 +252,8 @@ def test_compiled_memory_grows_linearly(subject):
     def temporaries(time):
         x = jax.ShapeDtypeStruct((1, time, subject.dim), jnp.float32)
         lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(trained, x)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        program = lowered.compile(compiler_options={"xla_disable_hlo_passes": "constant_folding"})
+        return program.memory_analysis().temp_size_in_bytes
 
     assert np.log(temporaries(65536) / temporaries(8192)) / np.log(8) <= 1.05
 
