@@ -18,6 +18,7 @@ from train.pretrain import PretrainConfig
 
 FOLDER = ROOT / "configs" / "backbones"
 COUNTS = {
+    "based": None,  # the authors' name says 360M; no independent count
     "deltanet": 374_362_112,
     "gated_deltanet": 379_764_350,
     "gla": 374_475_776,
@@ -25,6 +26,7 @@ COUNTS = {
     "hgrn2": 373_916_672,
     "kimi_linear": 3_469_117_824,
     "mamba1": 129_135_360,
+    "mamba2": 128_989_632,
     "minimax01": 48_387_577_856,
     "qwen3_next": 3_824_499_456,
     "retnet": 380_171_264,
@@ -33,6 +35,7 @@ COUNTS = {
     "rwkv6": 13 * 2048**2 * 24 + 464 * 2048 * 24 + 4 * 2048 + 2 * 2048 * 65536,
     "rwkv7": 191_034_624,
     "samba": None,  # the authors' name says 421M; no independent count
+    "xlstm": 6_865_424_896,
 }
 MIXER, CHANNEL = "model.pattern.0.mixer.", "model.pattern.0.channel."
 WIDE = ["model.dim=2048", f"{CHANNEL}hidden=5632"]
@@ -48,6 +51,14 @@ SIZES = {  # other published sizes of the same config
     ("gated_deltanet", 1_387_348_732): [*WIDE, f"{MIXER}num_heads=6"],
     ("gated_deltanet", 512_272_124): [f"{MIXER}num_heads=6"],
     ("mamba1", 371_516_416): ["model.dim=1024", "model.num_layers=48"],
+    ("mamba2", 368_346_624): ["model.dim=1024", "model.num_layers=48", f"{MIXER}num_heads=32"],
+    ("mamba2", 1_371_839_488): [
+        "model.vocab_size=32000",
+        "model.dim=2048",
+        "model.num_layers=48",
+        "model.tie_embeddings=false",
+        f"{MIXER}num_heads=64",
+    ],
     ("rwkv7", 167_638_272): ["model.vocab_size=50304"],
     ("rwkv7", 450_767_872): [
         "model.dim=1024",
