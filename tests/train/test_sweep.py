@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import train.sweep
 from effarch.config import UserError, load, main
@@ -17,7 +18,6 @@ from effarch.models.lm import make_lm
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
 from effarch.training.state import make_state
 from effarch.training.step import make_step
-from flax import nnx
 from train.learner import Learner
 from train.loop import Stopped
 from train.records import Records
