@@ -14,10 +14,16 @@ from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
 from train.distill import DistillConfig
 from train.pretrain import PretrainConfig
+from train.sweep import SweepConfig
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-COMMANDS = {"train.classify": ClassifyConfig, "train.distill": DistillConfig, "train.pretrain": PretrainConfig}
+COMMANDS = {
+    "train.classify": ClassifyConfig,
+    "train.distill": DistillConfig,
+    "train.pretrain": PretrainConfig,
+    "train.sweep": SweepConfig,
+}
 
 
 def test_there_are_some():
@@ -36,6 +42,10 @@ def test_config_builds(path):
         return
     if module == "train.pretrain":
         jax.eval_shape(partial(make_lm, config.model))
+        return
+    if module == "train.sweep":
+        for model in config.models().values():
+            jax.eval_shape(partial(make_lm, model))
         return
     wanted = student_config(config.teacher.model, config.student)
     student = jax.eval_shape(lambda: transfer(make_lm(config.teacher.model), make_lm(wanted)))
