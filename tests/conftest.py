@@ -26,6 +26,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
 
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
+def pytest_collection_modifyitems(items):
+    """Tests of one file stay in one worker, as what they compile and their fixtures do, where they name no group.
+
+    Processes that train come first and the many small groups of the conformance suite last: no worker ends alone.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    folder = str.startswith
+    items.sort(key=lambda item: folder(item.nodeid, "tests/conformance/") - folder(item.nodeid, "tests/train/"))
+
+
 _ran: list[tuple] = [()]
 
 

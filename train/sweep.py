@@ -93,7 +93,7 @@ class SweepConfig(Config):
                 defaults = {name: field.default for name, field in type(mixer).model_fields.items()}
                 mixer = mixer.replace(**{n: getattr(sizes, n) for n, d in defaults.items() if getattr(mixer, n) == d})
         blocks = [
-            block.replace(mixer=mixer.matching(block.mixer)) if isinstance(block.mixer, SoftmaxAttention) else block
+            block.replace(mixer=mixer.matching(block.mixer)) if type(block.mixer) is SoftmaxAttention else block
             for block in self.model.pattern
         ]
         vocab_size = max(task.vocab_size for task in self.measured().values())

@@ -15,6 +15,7 @@ from effarch.mixers.linear_attention import LinearAttention
 from effarch.nn.feature_map import FeatureMap, FeatureMapChoice, FeatureMapConfig
 from effarch.nn.norm import LayerNorm
 from effarch.ops.features import Features, second_order
+from effarch.ops.precision import accumulator
 from effarch.registry import register
 from effarch.typing import Array
 
@@ -41,7 +42,8 @@ class RebasedMap(FeatureMap):
         self.norm = LayerNorm(dim, eps=config.norm_eps, axes=(None,))
 
     def __call__(self, x: Array, positions: Array) -> Features:
-        return Features(second_order(self.norm(x)))
+        normed = self.norm(x)
+        return Features(second_order(normed.astype(accumulator(x))))  # rounded products give negative weights
 
 
 @register("rebased", kind="mixer")

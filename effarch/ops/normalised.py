@@ -54,7 +54,8 @@ def normalised_attention(
     segments, heads = as_segments(segment_ids), v.shape[2]
     narrow = jnp.float16  # a sum of weights soon leaves its range
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    values = values.astype(jnp.float32) if v.dtype == narrow else values
+    wider = max(v.dtype, q.values.dtype, key=lambda dtype: dtype.itemsize)
+    values = values.astype(jnp.float32 if v.dtype == narrow else wider)
     keys, maximum = k.values, None
     transition: Constant | Scalar = Constant(jnp.zeros((heads,), jnp.float32))
     if k.log_scale is not None:

@@ -63,13 +63,16 @@ class Subject:
         return self.config.length if self.config.fixed_length else T
 
     def input(self, seed: int = 0, dtype=jnp.float32, batch: int = 2, time: int | None = None):
-        """A random ``[B, T, D]``."""
-        shape = (batch, time or self.time, self.dim)
-        return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+        """A random ``[B, T, D]`` of numpy, as everything outside of jit: each eager operation would be compiled."""
+        return np.random.default_rng(seed).normal(size=(batch, time or self.time, self.dim)).astype(dtype)
 
     def documents(self, seed: int, batch: int = 2):
         """Random documents and padding anywhere; None where the mixer takes whole rows only."""
         return random_segments(np.random.default_rng(seed), batch, self.time) if self.config.packed else None
+
+    def one_document(self, batch: int = 2, time: int | None = None):
+        """Rows of one document, for tests that share the programs of packed rows; None as above."""
+        return np.full((batch, time or self.time), 3, np.int32) if self.config.packed else None
 
     def run(self, x, *, parameters=None, state=None, progress=None, segment_ids=None, form="chunkwise", table=None):
         """``(y, state, progress)`` of the module."""
@@ -85,40 +88,40 @@ class Subject:
 
     def init_state(self, batch: int, length: int, dtype=jnp.float32):
         """The state before any token, in the precision of ``dtype``."""
-        state = nnx.merge(self.graph, self.parameters()).init_state(batch, length)
-        return jax.tree.map(lambda y: y.astype(dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y, state)
+        return _as_floats(_init_state(self.graph, batch, length, self.parameters()), dtype)
 
 
 def _module(config, dim):
     return config.make(dim, layer=LayerInfo(count=2), rngs=nnx.Rngs(0))
 
 
+def _as_floats(tree, dtype):
+    return jax.tree.map(lambda x: np.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), tree)
+
+
 @lru_cache
 def _noisy_as(config, dim, dtype):
-    def cast(x):
-        return jnp.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
-
-    return jax.tree.map(cast, _noisy(config, dim))
+    return _as_floats(_noisy(config, dim), dtype)
 
 
 @lru_cache
 def _noisy(config, dim):
-    @jax.jit
-    def make():
-        _, params, fixed = nnx.split(_module(config, dim), nnx.Param, ...)
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        noise = [0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        noisy = [x + n.astype(x.dtype) for x, n in zip(leaves, noise, strict=True)]
-        return nnx.merge_state(jax.tree.unflatten(tree, noisy), fixed)
+    with jax.enable_x64(False):  # the same for every precision
+        made = jax.jit(lambda: nnx.split(_module(config, dim), nnx.Param, ...)[1:])()
+    params, fixed = jax.tree.map(np.asarray, made)
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(lambda x: x + (0.15 * rng.normal(size=x.shape)).astype(x.dtype), params)
+    return nnx.merge_state(noisy, fixed)
 
-    with jax.enable_x64(False):  # the same draws for every precision
-        return jax.tree.map(np.asarray, make())
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _init_state(graph, batch, length, parameters):
+    return nnx.merge(graph, parameters).init_state(batch, length)
 
 
 def _strong(ids):
     """Of one dtype, so that it does not compile anew."""
-    return None if ids is None else jnp.asarray(np.asarray(ids, np.int32))
+    return None if ids is None else np.asarray(ids, np.int32)
 
 
 def forward(graph, form, table, parameters, x, state, progress, segment_ids):

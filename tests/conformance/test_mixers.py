@@ -1,7 +1,7 @@
 """What every registered mixer must do, as far as its flags say that it applies.
 
 Compiling is what these tests spend their time on, so they share it: rows of one shape, documents always given (or
-never), pieces of one length. Tests of one mixer stay in one worker.
+never), pieces of one length; outside of compiled functions there is numpy only. Tests of one mixer stay in one worker.
 """
 
 import os
@@ -54,6 +54,14 @@ def same_trees(actual, expected, tolerance):
         assert_close(x, y, tolerance, jax.tree_util.keystr(path), floor=1e-3 * size)
 
 
+def changed(x, *places):
+    """A copy of ``x`` with another value at every ``(index, value)``."""
+    x = x.copy()
+    for index, value in places:
+        x[index] = value
+    return x
+
+
 def real(ids, like):
     """1 at tokens, 0 at padding."""
     return np.ones(like.shape[:2] + (1,)) if ids is None else np.asarray(ids > 0, np.float64)[..., None]
@@ -63,7 +71,7 @@ def exact_gradients(subject, x, ids):
     """The most readable form in float64: the oracle of the others."""
     form = "parallel" if "parallel" in subject.config.forms else "chunkwise"
     with jax.enable_x64(True):
-        wide, cotangent = (jnp.asarray(np.asarray(y), jnp.float64) for y in (x, subject.input(seed=99)))
+        wide, cotangent = (y.astype(np.float64) for y in (x, subject.input(seed=99)))
         return subject.gradients(wide, segment_ids=ids, form=form, cotangent=cotangent)
 
 
@@ -77,22 +85,25 @@ def test_groups_stay_in_one_worker(request):
 
 @pytest.mark.parametrize("form", ["chunkwise", "recurrent", "parallel"])
 def test_forms_agree_with_the_float64_oracle(subject, form):
-    """Values and all gradients, packed rows with padding anywhere."""
+    """Values and all gradients, packed rows with padding anywhere; values where nothing but decoding runs the form."""
     subject.needs_form(form)
     if form == "parallel" and len(subject.config.forms) > 1:
         pytest.skip(f"{subject.name}: the parallel form is the oracle of the others")
     x, ids = subject.input(), subject.documents(3)
-    y, gradients = subject.gradients(x, segment_ids=ids, form=form)
     true, true_gradients = exact_gradients(subject, x, ids)
+    if form == "recurrent" and subject.name not in SPLIT:
+        y, _, _ = subject.run(x, segment_ids=ids, form=form)
+    else:
+        y, gradients = subject.gradients(x, segment_ids=ids, form=form)
+        same_trees(gradients, true_gradients, TOL.f32_grad)
     assert_close(y * real(ids, y), np.asarray(true) * real(ids, y), TOL.f32_forward)
-    same_trees(gradients, true_gradients, TOL.f32_grad)
 
 
 def test_rows_without_documents_are_rows_of_one_document(subject):
     subject.needs(packed=True)
     x = subject.input()
     y, gradients = subject.gradients(x)
-    one, one_gradients = subject.gradients(x, segment_ids=jnp.full(x.shape[:2], 3))
+    one, one_gradients = subject.gradients(x, segment_ids=subject.one_document())
     assert_close(y, one, TOL.f32_forward)
     same_trees(gradients, one_gradients, TOL.f32_grad)
 
@@ -101,10 +112,10 @@ def test_split_sequence_with_carried_state_is_the_whole(subject):
     subject.needs(causal=True)
     x = subject.input()
     whole, _ = subject.gradients(x)
-    state, progress = subject.init_state(2, T), Progress.start(2)
-    a, state, progress = subject.run(x[:, :HALF], state=state, progress=progress)
-    b, state, progress = subject.run(x[:, HALF:], state=state, progress=progress)
-    assert_close(jnp.concatenate([a, b], axis=1), whole, TOL.f32_forward)
+    state, progress, ids = subject.init_state(2, T), Progress.start(2), subject.one_document(time=HALF)
+    a, state, progress = subject.run(x[:, :HALF], state=state, progress=progress, segment_ids=ids)
+    b, state, progress = subject.run(x[:, HALF:], state=state, progress=progress, segment_ids=ids)
+    assert_close(np.concatenate([a, b], axis=1), whole, TOL.f32_forward)
     assert progress.length.tolist() == [T, T]
 
 
@@ -115,15 +126,15 @@ def test_token_by_token_is_the_whole(subject):
     x, steps = subject.input(), 24
     ids = np.zeros((2, T), np.int64)
     ids[:, :steps] = [[0, 0] + [7] * 9 + [0] + [7] * 4 + [3] * 8, [5] * 20 + [0] * 4]
-    ids = jnp.asarray(ids)
     whole, _ = subject.gradients(x, segment_ids=ids)
     state, progress = subject.init_state(2, T), Progress.start(2)
     for t in range(steps):
         y, state, progress = subject.run(
             x[:, t : t + 1], state=state, progress=progress, segment_ids=ids[:, t : t + 1], form="recurrent"
         )
-        mask = np.asarray(ids[:, t] > 0, np.float32)[:, None]
-        assert_close(y[:, 0] * mask, whole[:, t] * mask, 2 * TOL.f32_forward, f"token {t}", floor=0.1)
+        mask = real(ids, x)[:, t]
+        token, true = np.asarray(y)[:, 0] * mask, np.asarray(whole)[:, t] * mask
+        assert_close(token, true, 2 * TOL.f32_forward, f"token {t}", floor=0.1)
     assert progress.length.tolist() == [8, 20] and progress.last_segment.tolist() == [3, 5]
 
 
@@ -140,21 +151,23 @@ def test_prefill_in_pieces_with_documents_and_padding_is_the_whole(subject):
             y, state, progress = subject.run(x[:, cut], state=state, progress=progress, segment_ids=ids[:, cut])
             pieces.append(y)
         mask = real(ids, x)
-        assert_close(jnp.concatenate(pieces, axis=1) * mask, whole * mask, TOL.f32_forward)
+        assert_close(np.concatenate(pieces, axis=1) * mask, whole * mask, TOL.f32_forward)
 
 
 def test_packed_documents_are_separate_documents(subject):
     """Equal values; the gradient of one document in another is exactly zero."""
     subject.needs(packed=True)
     x = subject.input()
-    x = x.at[1].set(x[0])
-    packed, _ = subject.gradients(x, segment_ids=jnp.asarray([[4] * 30 + [9] * (T - 30)] * 2))
-    apart, _ = subject.gradients(x, segment_ids=jnp.asarray([[4] * 30 + [0] * (T - 30), [0] * 30 + [4] * (T - 30)]))
-    assert_close(packed[0], jnp.concatenate([apart[0, :30], apart[1, 30:]]), TOL.f32_forward)
-    cotangent = subject.input(seed=99).at[0, 30:].set(0).at[1, :30].set(0)
-    _, (_, gx) = subject.gradients(x, segment_ids=jnp.asarray([[4] * 30 + [9] * (T - 30)] * 2), cotangent=cotangent)
-    for row, kept, other in ((0, slice(0, 30), slice(30, T)), (1, slice(30, T), slice(0, 30))):
-        assert (gx[row, other] == 0).all() and (gx[row, kept] != 0).any()
+    x[1] = x[0]
+    first, second = slice(0, 30), slice(30, T)
+    packed, _ = subject.gradients(x, segment_ids=[[4] * 30 + [9] * (T - 30)] * 2)
+    apart, _ = subject.gradients(x, segment_ids=[[4] * 30 + [0] * (T - 30), [0] * 30 + [4] * (T - 30)])
+    packed, apart = np.asarray(packed), np.asarray(apart)
+    assert_close(packed[0], np.concatenate([apart[0, first], apart[1, second]]), TOL.f32_forward)
+    cotangent = changed(subject.input(seed=99), ((0, second), 0), ((1, first), 0))
+    _, (_, gx) = subject.gradients(x, segment_ids=[[4] * 30 + [9] * (T - 30)] * 2, cotangent=cotangent)
+    for row, kept, other in ((0, first, second), (1, second, first)):
+        assert (np.asarray(gx)[row, other] == 0).all() and (np.asarray(gx)[row, kept] != 0).any()
 
 
 def test_padding_is_the_identity(subject):
@@ -164,12 +177,11 @@ def test_padding_is_the_identity(subject):
     places = np.zeros((2, T), bool)
     places[0, [*range(5, 18), *range(21, 48)]] = True
     places[1, :40] = True
-    row = x[0, :40]
-    clean = jnp.full_like(x, 0.5).at[0, places[0]].set(row).at[1, :40].set(row)
-    cotangent = jnp.where(jnp.asarray(places)[..., None], subject.input(seed=99), 0)
-    y, (_, gx) = subject.gradients(clean, segment_ids=jnp.asarray(places.astype(np.int32)), cotangent=cotangent)
-    assert_close(y[0, places[0]], y[1, :40], TOL.f32_forward)
-    assert (gx[~places] == 0).all()
+    clean = changed(np.full_like(x, 0.5), (places, np.tile(x[0, :40], (2, 1))))
+    cotangent = changed(subject.input(seed=99), (~places, 0))
+    y, (_, gx) = subject.gradients(clean, segment_ids=places, cotangent=cotangent)
+    assert_close(np.asarray(y)[0, places[0]], np.asarray(y)[1, :40], TOL.f32_forward)
+    assert (np.asarray(gx)[~places] == 0).all()
 
 
 def test_nan_in_padding_stays_there(subject):
@@ -178,11 +190,11 @@ def test_nan_in_padding_stays_there(subject):
     places = np.zeros((2, HALF), bool)
     places[0, [*range(5, 14), *range(17, 30)]] = True
     places[1, :20] = True
-    ids, mask = jnp.asarray(places.astype(np.int32)), jnp.asarray(places)[..., None]
-    state = subject.init_state(2, T)
-    clean, after, _ = subject.run(x, segment_ids=ids, state=state, progress=Progress.start(2))
-    dirty, same, _ = subject.run(jnp.where(mask, x, jnp.nan), segment_ids=ids, state=state, progress=Progress.start(2))
-    assert_close(dirty[places], clean[places], TOL.f32_forward)
+    state, progress = subject.init_state(2, T), Progress.start(2)
+    clean, after, _ = subject.run(x, segment_ids=places, state=state, progress=progress)
+    nans = changed(x, (~places, np.nan))
+    dirty, same, _ = subject.run(nans, segment_ids=places, state=state, progress=progress)
+    assert_close(np.asarray(dirty)[places], np.asarray(clean)[places], TOL.f32_forward)
     for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(after), strict=True):
         assert_close(a, b, TOL.f32_forward)
 
@@ -191,12 +203,11 @@ def test_a_row_of_padding_changes_no_state(subject):
     subject.needs(causal=True)
     x = subject.input()[:, :HALF]
     state, progress = subject.init_state(2, T), Progress.start(2)
-    _, state, progress = subject.run(x, state=state, progress=progress)
-    _, after, later = subject.run(
-        x[:, ::-1], state=state, progress=progress, segment_ids=jnp.asarray([[0] * HALF, [1] * HALF])
-    )
+    ids = subject.one_document(time=HALF)
+    _, state, progress = subject.run(x, state=state, progress=progress, segment_ids=ids)
+    _, after, later = subject.run(x[:, ::-1], state=state, progress=progress, segment_ids=[[0] * HALF, [1] * HALF])
     for a, b in zip(jax.tree.leaves((after, later)), jax.tree.leaves((state, progress)), strict=True):
-        assert (a[0] == b[0]).all()
+        assert (np.asarray(a)[0] == np.asarray(b)[0]).all()
 
 
 def test_causality_by_gradient(subject):
@@ -204,8 +215,8 @@ def test_causality_by_gradient(subject):
     subject.needs(causal=True)
     x = subject.input()
     for t in (0, 17, 31, 32, 63, 64, 70):
-        cotangent = subject.input(seed=98).at[:, t + 1 :].set(0)
-        _, (_, gx) = subject.gradients(x, cotangent=cotangent)
+        cotangent = changed(subject.input(seed=98), ((slice(None), slice(t + 1, None)), 0))
+        gx = np.asarray(subject.gradients(x, cotangent=cotangent)[1][1])
         assert (gx[:, t + 1 :] == 0).all() and (gx[:, t] != 0).any()
 
 
@@ -214,16 +225,13 @@ def test_bfloat16_is_close_to_float32(subject):
     y, _ = subject.gradients(x)
     low, _, _ = subject.run(x.astype(jnp.bfloat16), parameters=subject.parameters())
     assert low.dtype == jnp.bfloat16
-    assert_close(low.astype(jnp.float32), y, TOL.bf16)
+    assert_close(low, y, TOL.bf16)
 
 
 def test_extreme_inputs_keep_gradients_finite(subject):
     """Inputs a thousand times too large drive every gate to its end: log-decays far beyond -316 per token."""
-    x = 1e3 * subject.input()
-    y, gradients = subject.gradients(x)
-    assert jnp.isfinite(y).all()
-    for leaf in jax.tree.leaves(gradients):
-        assert jnp.isfinite(leaf).all()
+    for leaf in jax.tree.leaves(subject.gradients(1e3 * subject.input())):
+        assert np.isfinite(leaf).all()
 
 
 @pytest.mark.parametrize("subject", [grouped(pair, pair[1], pair[1] not in SPLIT) for pair in ALL], indirect=True)

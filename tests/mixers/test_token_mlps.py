@@ -81,7 +81,7 @@ def test_gmlp_begins_as_a_feed_forward_layer_on_each_token():
     subject = Subject.of("mixer", "gmlp")
     mixer = jax.jit(lambda: subject.config.make(subject.dim, layer=LayerInfo(), rngs=nnx.Rngs(0)))()
     ctx, _ = Context.of(1, subject.time)
-    x = subject.input(batch=1)
+    x = jnp.asarray(subject.input(batch=1))
     y, _, _ = mixer(x, None, ctx)
     moved, _, _ = mixer(x.at[0, 3].add(1.0), None, ctx)
     z = jax.nn.gelu(mixer.into(x), approximate=False)

@@ -28,7 +28,7 @@ def make(name, rng, *, batch=2, time=37, heads=4, q_heads=None, k_heads=None, wi
     q_heads, k_heads = q_heads or heads, k_heads or heads
 
     def cast(x):
-        return jnp.asarray(np.asarray(x), dtype)
+        return jnp.asarray(np.asarray(x, dtype))
 
     q = rng.normal(size=(batch, time, q_heads, width)) * width**-0.5
     k = rng.normal(size=(batch, time, k_heads, width))
@@ -72,4 +72,4 @@ def random_segments(rng, batch, time):
             t += length + int(rng.integers(0, 4)) * int(rng.integers(2))
             document += 1
         row[rng.random(time) < 0.1] = 0
-    return jnp.asarray(ids)
+    return ids
