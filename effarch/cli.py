@@ -93,10 +93,10 @@ def list_mixers(config: ListConfig) -> int:
 
 
 def bench(config: BenchConfig) -> int:
-    """``effarch bench``: how time and compiled memory of mixers grow with T."""
+    """``effarch bench``: how time, compiled memory and the operations that a mixer counts grow with T."""
     import effarch.mixers  # noqa: F401  (registers)
     from effarch import registry
-    from effarch.bench.scaling import measure
+    from effarch.bench.scaling import exponent, measure
     from effarch.eval.table import Column, Table, context, size
     from effarch.mixers.base import MixerConfig
 
@@ -108,6 +108,7 @@ def bench(config: BenchConfig) -> int:
         Column("name", "mixer"),
         Column("memory", "memory ~ T^", format=".3f"),
         Column("bytes", "per token", format=size),
+        Column("flops", "flops ~ T^", format=".3f"),
         Column("time", "time ~ T^", format=".3f"),
         *(Column(str(length), context(length), "s", format=".3g") for length in config.lengths),
     )
@@ -123,6 +124,7 @@ def bench(config: BenchConfig) -> int:
                 "name": name,
                 "memory": found.memory_exponent,
                 "bytes": found.bytes_per_token,
+                "flops": exponent(config.lengths, [tiny.flops(dim, time) for time in config.lengths]),
                 "time": found.time_exponent,
                 **{str(t): s for t, s in zip(found.lengths, found.seconds, strict=True)},
             }

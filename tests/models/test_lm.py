@@ -31,15 +31,15 @@ MODELS = [
     for name in (*registry.names("mixer"), "hybrid")
 ]
 FIRST_DIFFERS = ("rwkv7", "hgrn", "hgrn2")
-LAYOUTS = dict.fromkeys(FIRST_DIFFERS, Layout(1, 1, 2, 0)) | {"hybrid": Layout(0, 4, 2, 1)}
+LAYOUTS = dict.fromkeys(FIRST_DIFFERS, Layout(1, 1, 2, 0)) | {"hybrid": Layout(0, 2, 2, 1)}
 
 
 @lru_cache
 def config_of(name: str) -> LMConfig:
-    """Three layers of a mixer, or 3 to 1 with a remainder."""
+    """Three layers of a mixer, or two mixers in turn with a remainder."""
     if name == "hybrid":
-        pattern = [tiny.block(name).replace(channel=None) for name in ("gated_deltanet",) * 3 + ("softmax_attention",)]
-        return tiny.config("gated_deltanet", layers=9).replace(pattern=pattern)
+        pattern = [tiny.block(name).replace(channel=None) for name in ("gated_deltanet", "softmax_attention")]
+        return tiny.config("gated_deltanet", layers=5).replace(pattern=pattern)
     if not registry.get("mixer", name).causal:
         pytest.skip(f"{name}: causal is False")
     return tiny.config(name, layers=3)
@@ -120,7 +120,8 @@ def test_initialisation_does_not_depend_on_how_layers_are_held(name):
     for (path, x), y in zip(jax.tree.leaves_with_path(together), jax.tree.leaves(apart), strict=True):
         assert_close(x, y, TOL.f32_forward, jax.tree_util.keystr(path))
     one, two = (jax.tree.leaves(together["stack"]["prefix"][i]["mixer"]) for i in (1, 2))
-    assert any((x != y).any() for x, y in zip(one, two, strict=name != "hybrid"))
+    if name != "hybrid":
+        assert any((x != y).any() for x, y in zip(one, two, strict=True))
 
 
 def test_values_that_cross_layers_begin_where_their_mixer_does():

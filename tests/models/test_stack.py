@@ -117,12 +117,11 @@ def test_two_stacks_of_different_periods_are_scanned_together():
     graphs, states = zip(*(nnx.split(stack) for stack in stacks), strict=True)
     x = jax.random.normal(jax.random.key(0), (2, 40, tiny.DIM))
     expected_grads, expected = both(graphs, "by hand", states, x)
-    for remat in ("none", "full"):
-        grads, found = both(graphs, remat, states, x)
-        assert found[1]["y"].shape == (5, 2, 40, tiny.DIM)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert_close(a, b, TOL.f32_forward)
-        same_trees(grads, expected_grads, TOL.f32_grad)
+    grads, found = both(graphs, "full", states, x)
+    assert found[1]["y"].shape == (5, 2, 40, tiny.DIM)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_close(a, b, TOL.f32_forward)
+    same_trees(grads, expected_grads, TOL.f32_grad)
 
 
 def test_unknown_remat():
@@ -146,4 +145,4 @@ def test_the_program_does_not_grow_with_depth():
     assert size(SIMPLE.replace(num_layers=16)) < 1.05 * size(SIMPLE.replace(num_layers=4))
     assert size(three.replace(num_layers=17)) < 1.05 * size(three.replace(num_layers=9))
     apart = SIMPLE.replace(scan_layers=False)
-    assert size(apart.replace(num_layers=16)) > 2 * size(apart.replace(num_layers=4))
+    assert size(apart.replace(num_layers=8)) > 2 * size(apart.replace(num_layers=2))
