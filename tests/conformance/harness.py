@@ -109,7 +109,7 @@ def _noisy(config, dim):
     with jax.enable_x64(False):  # the same for every precision
         made = jax.jit(lambda: nnx.split(_module(config, dim), nnx.Param, ...)[1:])()
     params, fixed = jax.tree.map(np.asarray, made)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(2)  # of a draw where no head all but vanishes before its norm, for float32's sake
     noisy = jax.tree.map(lambda x: x + (0.15 * rng.normal(size=x.shape)).astype(x.dtype), params)
     return nnx.merge_state(noisy, fixed)
 

@@ -98,7 +98,7 @@ def naive_alignment(teacher, student, batch):
     return np.mean(losses), real.sum()
 
 
-@pytest.mark.parametrize("name", ["rwkv7", "hybrid"])
+@pytest.mark.parametrize("name", [pytest.param("rwkv7", marks=pytest.mark.slow), "hybrid"])
 def test_alignment_is_that_of_every_layer_on_the_teachers_input(name):
     """Stacks of different layouts are scanned together; RWKV-7's first value is the student's own."""
     data = batch()
