@@ -36,8 +36,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-    folder = str.startswith
-    items.sort(key=lambda item: folder(item.nodeid, "tests/conformance/") - folder(item.nodeid, "tests/train/"))
+    items.sort(key=lambda i: i.nodeid.startswith("tests/conformance/") - i.nodeid.startswith("tests/train/"))
 
 
 _ran: list[tuple] = [()]

@@ -42,8 +42,8 @@ class RebasedMap(FeatureMap):
         self.norm = LayerNorm(dim, eps=config.norm_eps, axes=(None,))
 
     def __call__(self, x: Array, positions: Array) -> Features:
-        normed = self.norm(x)
-        return Features(second_order(normed.astype(accumulator(x))))  # rounded products give negative weights
+        wide = self.norm(x).astype(accumulator(x))  # rounded products give negative weights
+        return Features(second_order(wide))
 
 
 @register("rebased", kind="mixer")

@@ -42,7 +42,8 @@ def normalised_attention(
     """See the file. Weights must not be negative.
 
     Args:
-      q, k: features ``[B, T, Hq, F]`` and ``[B, T, Hk, F]``; Hq and Hk divide H. A scale of q cancels.
+      q, k: features ``[B, T, Hq, F]`` and ``[B, T, Hk, F]``, of v's dtype or its accumulator's; Hq and Hk divide H. A
+        scale of q cancels.
       v: values.
       state: as :func:`initial_state`; None: nothing seen.
       segment_ids: documents; 0 is padding and the identity, its output is 0.
@@ -54,8 +55,8 @@ def normalised_attention(
     segments, heads = as_segments(segment_ids), v.shape[2]
     narrow = jnp.float16  # a sum of weights soon leaves its range
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    wider = max(v.dtype, q.values.dtype, key=lambda dtype: dtype.itemsize)
-    values = values.astype(jnp.float32 if v.dtype == narrow else wider)
+    if v.dtype == narrow or q.values.dtype.itemsize > v.dtype.itemsize:
+        values = values.astype(accumulator(v))
     keys, maximum = k.values, None
     transition: Constant | Scalar = Constant(jnp.zeros((heads,), jnp.float32))
     if k.log_scale is not None:

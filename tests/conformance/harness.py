@@ -80,11 +80,12 @@ class Subject:
         return _run(self.graph, form, table, parameters, x, state, progress, _strong(segment_ids))
 
     def gradients(self, x, *, parameters=None, segment_ids=None, form="chunkwise", table=None, cotangent=None):
-        """``y`` and the gradients of ``sum(y * cotangent)`` for every ``nnx.Param`` and x."""
+        """``y`` and the gradients of ``sum(y * cotangent)`` for every ``nnx.Param`` and x; numpy."""
         parameters = self.parameters(x.dtype) if parameters is None else parameters
         if cotangent is None:
             cotangent = self.input(seed=99, dtype=x.dtype)
-        return _gradients(self.graph, form, table, parameters, x, _strong(segment_ids), cotangent)
+        found = _gradients(self.graph, form, table, parameters, x, _strong(segment_ids), cotangent)
+        return jax.tree.map(np.asarray, found)
 
     def init_state(self, batch: int, length: int, dtype=jnp.float32):
         """The state before any token, in the precision of ``dtype``."""

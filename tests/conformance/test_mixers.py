@@ -19,10 +19,10 @@ from effarch.mixers import LayerInfo, Progress
 from tests.conformance.harness import ALL, HALF, MIXERS, Subject, T, forward
 from tests.tolerances import TOL, assert_close
 
-#: One mixer for every way in which a sequence is split over devices; the others are split in `slow`.
+#: One mixer for every recurrence and every way in which a sequence is split over devices.
 SPLIT = ("softmax_attention", "retnet", "gla", "gated_deltanet", "rwkv7", "mamba1")
 
-#: One mixer for every mechanism; the others are measured in `slow`.
+#: One mixer for every mechanism.
 MEASURED = (
     *SPLIT,
     "sliding_window",
@@ -39,6 +39,11 @@ MEASURED = (
 def grouped(value, name, slow=False):
     marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
     return pytest.param(value, id=name, marks=marks)
+
+
+def by_default(names):
+    """For these mixers; for the others in `slow`."""
+    return pytest.mark.parametrize("subject", [grouped(p, p[1], p[1] not in names) for p in ALL], indirect=True)
 
 
 @pytest.fixture(params=[grouped(pair, pair[1]) for pair in ALL])
@@ -85,31 +90,42 @@ def test_groups_stay_in_one_worker(request):
 
 @pytest.mark.parametrize("form", ["chunkwise", "recurrent", "parallel"])
 def test_forms_agree_with_the_float64_oracle(subject, form):
-    """Values and all gradients, packed rows with padding anywhere; values where nothing but decoding runs the form."""
+    """Values, and all gradients of the forms that train, packed rows with padding anywhere."""
     subject.needs_form(form)
     if form == "parallel" and len(subject.config.forms) > 1:
         pytest.skip(f"{subject.name}: the parallel form is the oracle of the others")
     x, ids = subject.input(), subject.documents(3)
     true, true_gradients = exact_gradients(subject, x, ids)
-    if form == "recurrent" and subject.name not in SPLIT:
+    if form == "recurrent":
         y, _, _ = subject.run(x, segment_ids=ids, form=form)
     else:
         y, gradients = subject.gradients(x, segment_ids=ids, form=form)
         same_trees(gradients, true_gradients, TOL.f32_grad)
-    assert_close(y * real(ids, y), np.asarray(true) * real(ids, y), TOL.f32_forward)
+    assert_close(y * real(ids, y), true * real(ids, y), TOL.f32_forward)
+
+
+@by_default(SPLIT)
+def test_gradients_of_the_recurrent_form(subject):
+    subject.needs_form("recurrent")
+    x, ids = subject.input(), subject.documents(3)
+    _, gradients = subject.gradients(x, segment_ids=ids, form="recurrent")
+    same_trees(gradients, exact_gradients(subject, x, ids)[1], TOL.f32_grad)
 
 
 def test_rows_without_documents_are_rows_of_one_document(subject):
-    """Values; and for one mixer of every recurrence the gradients."""
     subject.needs(packed=True)
     x = subject.input()
-    one, one_gradients = subject.gradients(x, segment_ids=subject.one_document())
-    if subject.name in SPLIT:
-        y, gradients = subject.gradients(x)
-        same_trees(gradients, one_gradients, TOL.f32_grad)
-    else:
-        y, _, _ = subject.run(x)
+    one, _ = subject.gradients(x, segment_ids=subject.one_document())
+    y, _, _ = subject.run(x)
     assert_close(y, one, TOL.f32_forward)
+
+
+@by_default(SPLIT)
+def test_gradients_of_rows_without_documents(subject):
+    subject.needs(packed=True)
+    x = subject.input()
+    _, gradients = subject.gradients(x)
+    same_trees(gradients, subject.gradients(x, segment_ids=subject.one_document())[1], TOL.f32_grad)
 
 
 def test_split_sequence_with_carried_state_is_the_whole(subject):
@@ -137,8 +153,7 @@ def test_token_by_token_is_the_whole(subject):
             x[:, t : t + 1], state=state, progress=progress, segment_ids=ids[:, t : t + 1], form="recurrent"
         )
         mask = real(ids, x)[:, t]
-        token, true = np.asarray(y)[:, 0] * mask, np.asarray(whole)[:, t] * mask
-        assert_close(token, true, 2 * TOL.f32_forward, f"token {t}", floor=0.1)
+        assert_close(np.asarray(y)[:, 0] * mask, whole[:, t] * mask, 2 * TOL.f32_forward, f"token {t}", floor=0.1)
     assert progress.length.tolist() == [8, 20] and progress.last_segment.tolist() == [3, 5]
 
 
@@ -166,12 +181,11 @@ def test_packed_documents_are_separate_documents(subject):
     first, second = slice(0, 30), slice(30, T)
     packed, _ = subject.gradients(x, segment_ids=[[4] * 30 + [9] * (T - 30)] * 2)
     apart, _ = subject.gradients(x, segment_ids=[[4] * 30 + [0] * (T - 30), [0] * 30 + [4] * (T - 30)])
-    packed, apart = np.asarray(packed), np.asarray(apart)
     assert_close(packed[0], np.concatenate([apart[0, first], apart[1, second]]), TOL.f32_forward)
     cotangent = changed(subject.input(seed=99), ((0, second), 0), ((1, first), 0))
     _, (_, gx) = subject.gradients(x, segment_ids=[[4] * 30 + [9] * (T - 30)] * 2, cotangent=cotangent)
     for row, kept, other in ((0, first, second), (1, second, first)):
-        assert (np.asarray(gx)[row, other] == 0).all() and (np.asarray(gx)[row, kept] != 0).any()
+        assert (gx[row, other] == 0).all() and (gx[row, kept] != 0).any()
 
 
 def test_padding_is_the_identity(subject):
@@ -184,8 +198,8 @@ def test_padding_is_the_identity(subject):
     clean = changed(np.full_like(x, 0.5), (places, np.tile(x[0, :40], (2, 1))))
     cotangent = changed(subject.input(seed=99), (~places, 0))
     y, (_, gx) = subject.gradients(clean, segment_ids=places, cotangent=cotangent)
-    assert_close(np.asarray(y)[0, places[0]], np.asarray(y)[1, :40], TOL.f32_forward)
-    assert (np.asarray(gx)[~places] == 0).all()
+    assert_close(y[0, places[0]], y[1, :40], TOL.f32_forward)
+    assert (gx[~places] == 0).all()
 
 
 def test_nan_in_padding_stays_there(subject):
@@ -221,7 +235,6 @@ def test_causality_by_gradient(subject):
     for t in (0, 17, 31, 32, 63, 64, 70):
         cotangent = changed(subject.input(seed=98), ((slice(None), slice(t + 1, None)), 0))
         _, (_, gx) = subject.gradients(x, segment_ids=subject.one_document(), cotangent=cotangent)
-        gx = np.asarray(gx)
         assert (gx[:, t + 1 :] == 0).all() and (gx[:, t] != 0).any()
 
 
@@ -239,7 +252,7 @@ def test_extreme_inputs_keep_gradients_finite(subject):
         assert np.isfinite(leaf).all()
 
 
-@pytest.mark.parametrize("subject", [grouped(pair, pair[1], pair[1] not in SPLIT) for pair in ALL], indirect=True)
+@by_default(SPLIT)
 def test_sharded_over_eight_devices_is_single(subject):
     split_time = subject.config.context_parallel
     mesh = jax.make_mesh((2, 4), ("data", "context"), axis_types=(AxisType.Auto,) * 2)
@@ -251,7 +264,7 @@ def test_sharded_over_eight_devices_is_single(subject):
     same_trees(split_gradients, gradients, TOL.f32_grad)
 
 
-@pytest.mark.parametrize("subject", [grouped(pair, pair[1], pair[1] not in MEASURED) for pair in ALL], indirect=True)
+@by_default(MEASURED)
 def test_compiled_memory_grows_linearly(subject):
     """Forward and backward; parameters and inputs excluded. Folding what positions alone decide takes seconds."""
     subject.needs(fixed_length=False)

@@ -20,10 +20,15 @@ BEFORE = [("scalar", "before"), ("diagonal", "before"), ("rank_one", "before")] 
 NAMES = ("q", "k", "v", "transition", "state")
 
 
+def evaluated(form: str):
+    """The recurrence in one of its forms, or the oracle."""
+    return oracle if form == "oracle" else partial(linear_recurrence, form=form)
+
+
 @lru_cache
 def compiled(form: str, read: str):
     """Values and gradients of everything, for random cotangents of outputs and state; of many cases at once."""
-    function = oracle if form == "oracle" else partial(linear_recurrence, form=form)
+    function = evaluated(form)
 
     @jax.jit
     @jax.vmap
@@ -40,8 +45,7 @@ def compiled(form: str, read: str):
 @partial(jax.jit, static_argnums=0)
 def values(form, q, k, v, transition, state):
     """Outputs and state of whole rows."""
-    function = oracle if form == "oracle" else partial(linear_recurrence, form=form)
-    return function(q, k, v, transition=transition, state=state)
+    return evaluated(form)(q, k, v, transition=transition, state=state)
 
 
 def double(tree):

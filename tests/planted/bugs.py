@@ -331,8 +331,8 @@ BUGS = (
     Bug(
         "quadratic features rounded to bfloat16, so that weights become negative",
         "mixers/rebased.py",
-        "normed.astype(accumulator(x))",
-        "normed",
+        "self.norm(x).astype(accumulator(x))",
+        "self.norm(x)",
         ("tests/nn/test_feature_map.py::test_every_map_keeps_its_promises[rebased]",),
     ),
 )
