@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pydantic
 
-from effarch.config import Config, UserError, did_you_mean, main
+from effarch.config import Config, did_you_mean, main
 
 if TYPE_CHECKING:
     from effarch.mixers.base import MixerConfig
+
+
+Verb = tuple[type[Config], Callable[..., int], str | None]  # schema, function, positional
 
 
 class ListConfig(Config):
@@ -20,15 +23,6 @@ class ListConfig(Config):
     dtype: Literal["float32", "bfloat16"] = pydantic.Field(
         "float32", description="of activations, and so of caches; sums and recurrent states are float32 in any case"
     )
-
-
-class BenchConfig(Config):
-    """What to measure: mixers at their smallest (``tiny()``), forward and backward, float32."""
-
-    mixers: tuple[str, ...] = pydantic.Field((), description="names; empty: all whose length is not fixed")
-    lengths: tuple[int, ...] = pydantic.Field((8192, 16384, 32768, 65536), description="tokens T, ascending")
-    batch_size: int = pydantic.Field(1, gt=0, description="rows")
-    repeats: int = pydantic.Field(3, gt=0, description="runs of each length; the fastest counts")
 
 
 class GenerateConfig(Config):
@@ -92,48 +86,6 @@ def list_mixers(config: ListConfig) -> int:
     return 0
 
 
-def bench(config: BenchConfig) -> int:
-    """``effarch bench``: how time, compiled memory and the operations that a mixer counts grow with T."""
-    import effarch.mixers  # noqa: F401  (registers)
-    from effarch import registry
-    from effarch.bench.scaling import exponent, measure
-    from effarch.eval.table import Column, Table, context, size
-    from effarch.mixers.base import MixerConfig
-
-    known = cast(dict[str, type[MixerConfig]], registry.configs("mixer"))
-    for name in config.mixers:
-        registry.get("mixer", name)
-    chosen = config.mixers or tuple(name for name, cls in known.items() if not cls.fixed_length)
-    columns = (
-        Column("name", "mixer"),
-        Column("memory", "memory ~ T^", format=".3f"),
-        Column("bytes", "per token", format=size),
-        Column("flops", "flops ~ T^", format=".3f"),
-        Column("time", "time ~ T^", format=".3f"),
-        *(Column(str(length), context(length), "s", format=".3g") for length in config.lengths),
-    )
-    rows = []
-    for number, name in enumerate(chosen, 1):
-        tiny, dim = known[name].tiny()
-        try:
-            found = measure(tiny, dim, config.lengths, batch_size=config.batch_size, repeats=config.repeats)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        rows.append(
-            {
-                "name": name,
-                "memory": found.memory_exponent,
-                "bytes": found.bytes_per_token,
-                "flops": exponent(config.lengths, [tiny.flops(dim, time) for time in config.lengths]),
-                "time": found.time_exponent,
-                **{str(t): s for t, s in zip(found.lengths, found.seconds, strict=True)},
-            }
-        )
-        print(f"[{number}/{len(chosen)}] {name}: memory {found.memory_exponent:.3f}, time {found.time_exponent:.3f}")
-    print(Table(columns, tuple(rows)).plain())
-    return 0
-
-
 def generate(config: GenerateConfig) -> int:
     """``effarch generate RUN``: continues a prompt with the model of a run."""
     from effarch.data.bytes import EOS, ByteTokenizer
@@ -157,32 +109,37 @@ def generate(config: GenerateConfig) -> int:
     return 0
 
 
-def verbs() -> dict[str, tuple[type[Config], Callable[..., int], str | None, str]]:
-    """Schema, function, positional and description of every verb."""
-    return {
-        "list": (
-            ListConfig,
-            list_mixers,
-            None,
-            "Lists every registered mixer, and the state it carries in a model of some width.",
-        ),
-        "bench": (BenchConfig, bench, None, "Measures how time and memory of mixers grow with the length."),
-        "generate": (GenerateConfig, generate, "run", "Continues a prompt with the model of a run."),
-    }
+def bench() -> Verb:
+    """``effarch bench``, whose config names mixers."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch.bench.command import BenchConfig
+    from effarch.bench.command import bench as measure
+
+    return BenchConfig, measure, None
+
+
+VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
+    "list": (
+        lambda: (ListConfig, list_mixers, None),
+        "Lists every registered mixer, and the state it carries in a model of some width.",
+    ),
+    "bench": (bench, "Measures how time and memory of mixers grow with the length."),
+    "generate": (lambda: (GenerateConfig, generate, "run"), "Continues a prompt with the model of a run."),
+}
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    known = verbs()
     if not words or words[0] in ("-h", "--help"):
         print("usage: effarch VERB [key=value ...]\n")
-        print("\n".join(f"  {name:10}{description}" for name, (*_, description) in known.items()))
+        print("\n".join(f"  {name:10}{description}" for name, (_, description) in VERBS.items()))
         return 0 if words else 2
-    if words[0] not in known:
-        print(f'error: unknown verb "{words[0]}"{did_you_mean(words[0], known)}', file=sys.stderr)
+    if words[0] not in VERBS:
+        print(f'error: unknown verb "{words[0]}"{did_you_mean(words[0], VERBS)}', file=sys.stderr)
         return 2
-    schema, function, positional, description = known[words[0]]
+    parts, description = VERBS[words[0]]
+    schema, function, positional = parts()
     return main(
         schema,
         function,

@@ -59,8 +59,8 @@ def test_listed_states_are_those_of_one_attention(dim, dtype, size):
 def test_help(capsys):
     assert cli.run(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(verb in shown for verb in cli.verbs())
-    for verb in cli.verbs():
+    assert all(verb in shown for verb in cli.VERBS)
+    for verb in cli.VERBS:
         assert cli.run([verb, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: effarch {verb}")
     assert distill("--help") == 0

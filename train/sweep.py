@@ -79,13 +79,13 @@ class SweepConfig(Config):
 
     def measured(self) -> dict[str, Task]:
         """Every task that is measured, by name; the one that was trained is the first."""
-        return {"held out": self.task} | {differences(task, self.task): task for task in self.evaluate}
+        return {"held out": self.task} | {task.differences(self.task): task for task in self.evaluate}
 
     def models(self) -> dict[str, LMConfig]:
         """The model of every mixer, by name: the mixer's type and what was said of it."""
         every = [cls() for cls in cast(dict[str, type[MixerConfig]], registry.configs("mixer")).values() if cls.causal]
         chosen = self.mixers or every
-        return {f"{m.type_name} {differences(m, type(m)())}".strip(): self._model(m) for m in chosen}
+        return {f"{m.type_name} {m.differences(type(m)())}".strip(): self._model(m) for m in chosen}
 
     def _model(self, mixer: MixerConfig) -> LMConfig:
         for sizes in self.sizes:
@@ -98,12 +98,6 @@ class SweepConfig(Config):
         ]
         vocab_size = max(task.vocab_size for task in self.measured().values())
         return self.model.replace(pattern=tuple(blocks), vocab_size=vocab_size)
-
-
-def differences(config: Config, other: Config) -> str:
-    """The keys of ``config`` that differ from ``other``'s, as ``key=value``."""
-    pairs = {name: getattr(config, name) for name in type(config).model_fields}
-    return " ".join(f"{n}={v}".lower() for n, v in pairs.items() if v != getattr(other, n, None))
 
 
 def sweep(config: SweepConfig, records: Records, stop: StopSignal) -> None:

@@ -54,6 +54,11 @@ class Config(pydantic.BaseModel):
         """A copy with some fields changed, checked like a new one."""
         return type(self)(**{**_fields(self), **changes})
 
+    def differences(self, other: "Config") -> str:
+        """The keys whose values are not those of ``other``, as ``key=value``, with spaces between."""
+        pairs = {name: getattr(self, name) for name in type(self).model_fields}
+        return " ".join(f"{n}={v}".lower() for n, v in pairs.items() if v != getattr(other, n, None))
+
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _over_default(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
