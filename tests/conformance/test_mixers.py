@@ -270,6 +270,7 @@ def test_compiled_memory_grows_linearly(subject):
     subject.needs(fixed_length=False)
 
     trained, fixed = nnx.split_state(subject.parameters(), nnx.Param, ...)
+    fixed = jax.tree.map(jnp.asarray, fixed)  # as constants of a trace they are indexed by what is traced
 
     def loss(trained, x):
         parameters = nnx.merge_state(trained, fixed)
