@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.ops.precision import dot
-from effarch.ops.recurrence.decay import ChannelDecay, HeadDecay, Masks
+from effarch.ops.recurrence.decay import ChannelDecay, HeadDecay, Masks, Where, for_heads
 from effarch.ops.recurrence.inputs import Inputs, group
 from effarch.ops.recurrence.inverse import unit_lower_inverse
 from effarch.typing import Array, Float
@@ -30,28 +30,27 @@ def _dot_values(scores: Array, values: Array) -> Array:
     return dot(scores.astype(values.dtype), values)
 
 
-def _decay_chunk(state: Array, x: dict[str, Array], decay: Decay, before: bool) -> tuple[Array, Array]:
-    scores = decay.pairs(x["q"], x["k"], before=before)
-    o = _dot_values(scores, x["v"]) + decay.read(x["q"], state, before=before)
+def _decay_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where) -> tuple[Array, Array]:
+    [[scores]] = decay.pairs([(x["q"], read)], [x["k"]])
+    o = _dot_values(scores, x["v"]) + decay.read(x["q"], state, read)
     return decay.carry(state) + decay.write(x["k"], x["v"]), o
 
 
-def _delta_chunk(state: Array, x: dict[str, Array], decay: Decay, before: bool) -> tuple[Array, Array]:
+def _delta_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where) -> tuple[Array, Array]:
     """``U = (I + lower(Diag(b) <k, k>))^-1 Diag(b) (V - (K e^g) S)``: what is truly written, after all corrections."""
     beta = x["beta"].astype(state.dtype)[..., None]
-    inverse = unit_lower_inverse(beta * decay.pairs(x["k"], x["k"], strict=True))
+    [[gram], [scores]] = decay.pairs([(x["k"], "strict"), (x["q"], read)], [x["k"]])
+    inverse = unit_lower_inverse(beta * gram)
     written = dot(inverse, beta * (x["v"].astype(state.dtype) - decay.read(x["k"], state)))
-    o = dot(decay.pairs(x["q"], x["k"], before=before), written) + decay.read(x["q"], state, before=before)
+    o = dot(scores, written) + decay.read(x["q"], state, read)
     return decay.carry(state) + decay.write(x["k"], written), o
 
 
-def _rank_one_chunk(state: Array, x: dict[str, Array], decay: Decay, before: bool) -> tuple[Array, Array]:
+def _rank_one_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where) -> tuple[Array, Array]:
     """``Z = (I - lower<r, p>)^-1 (lower<r, k> V + (R e^g') S)``: what every r reads, then ``+ k v^T + p z^T``."""
-    inverse = unit_lower_inverse(-decay.pairs(x["r"], x["p"], before=True))
-    reads = _dot_values(decay.pairs(x["r"], x["k"], before=True), x["v"]) + decay.read(x["r"], state, before=True)
-    z = dot(inverse, reads)
-    o = _dot_values(decay.pairs(x["q"], x["k"], before=before), x["v"])
-    o = o + dot(decay.pairs(x["q"], x["p"], before=before), z) + decay.read(x["q"], state, before=before)
+    [[rk, rp], [qk, qp]] = decay.pairs([(x["r"], "before"), (x["q"], read)], [x["k"], x["p"]])
+    z = dot(unit_lower_inverse(-rp), _dot_values(rk, x["v"]) + decay.read(x["r"], state, "before"))
+    o = _dot_values(qk, x["v"]) + dot(qp, z) + decay.read(x["q"], state, read)
     return decay.carry(state) + decay.write(x["k"], x["v"]) + decay.write(x["p"], z), o
 
 
@@ -67,36 +66,39 @@ def chunkwise(
     size = min(chunk_size, 1 << math.ceil(math.log2(max(time, 1))))
     count = math.ceil(time / size)
 
-    def to_chunks(x: Array) -> Array:  # [B, T, H, .] -> [N, B, H, C, .]; zeros are the identity
+    def lead(x: Array) -> Array:  # [B, H', ...] -> [B G, ...], or [B G, R or 1, ...] where heads share q and k
+        x = group(x, groups, axis=1)
+        return x.reshape(-1, *x.shape[3:]) if groups[1] == 1 else x.reshape(-1, *x.shape[2:])
+
+    def to_chunks(x: Array) -> Array:  # [B, T, ...] -> [N, B, C, ...]; zeros are the identity
         x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-        x = jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-        return x if x.ndim == 3 else jnp.moveaxis(x, 2, 3)
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
     constant = inputs.log_decay.ndim == 1
     if constant and inputs.run is None and count * size != time:  # the tail must not decay the state
         ones = jnp.ones((batch, time), jnp.int32)
         inputs = dataclasses.replace(inputs, run=ones, carried=ones)
     if constant:
-        log_decay = inputs.log_decay.reshape(groups)
+        log_decay = lead(jnp.broadcast_to(inputs.log_decay, (batch, heads)))
         if inputs.run is None:  # the same factors for every chunk: formed once
-            fixed = HeadDecay.constant(log_decay, jnp.ones((1, size), bool), None)
+            fixed = HeadDecay.constant(log_decay, for_heads(jnp.ones((batch, size), bool), groups), None)
     xs = {name: to_chunks(x) for name, x in inputs.by_token().items()}
     if inputs.carried is not None:
         xs["carried"] = xs["carried"][:, :, 0]
 
     def body(carry: Array, x: dict[str, Array]) -> tuple[Array, Array]:
-        masks = None if inputs.run is None else Masks.of(x["run"], x["carried"])
-        x = {name: y if name in ("run", "carried") else group(y, groups, axis=1) for name, y in x.items()}
+        run = x.get("run")
+        masks = None if run is None else Masks.of(run, x["carried"], groups)
+        # Heads go in front of tokens here, where a chunk is in the cache, not outside, where all of T would be copied.
+        x = {name: lead(jnp.moveaxis(y, 1, 2)) for name, y in x.items() if name not in ("run", "carried")}
         if constant:
-            decay = fixed if inputs.run is None else HeadDecay.constant(log_decay, x["run"] > 0, masks)
+            decay = fixed if run is None else HeadDecay.constant(log_decay, for_heads(run > 0, groups), masks)
         else:
             of = HeadDecay if inputs.log_decay.ndim == 3 else ChannelDecay
             decay = of.per_token(x["log_decay"], masks)
-        carry, o = _CHUNKS[inputs.kind](carry, x, decay, before)
-        return carry, o.astype(inputs.v.dtype)
+        carry, o = _CHUNKS[inputs.kind](carry, x, decay, "before" if before else "after")
+        return carry, jnp.moveaxis(o.reshape(batch, heads, size, width_v), 1, 2).astype(inputs.v.dtype)
 
-    state = state.reshape(batch, *groups, *state.shape[2:])
-    state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, xs)
-    o = jnp.moveaxis(o.reshape(count, batch, heads, size, width_v), 0, 1)  # [B, N, H, C, V]
-    o = jnp.moveaxis(o, 2, 3).reshape(batch, count * size, heads, width_v)[:, :time]
-    return o, state.reshape(batch, heads, *state.shape[3:])
+    state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), lead(state), xs)
+    o = jnp.moveaxis(o, 0, 1).reshape(batch, count * size, heads, width_v)[:, :time]
+    return o, state.reshape(batch, heads, *state.shape[-2:])

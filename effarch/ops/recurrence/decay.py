@@ -2,20 +2,25 @@
 
 Everything is a *segment sum*, a sum of log-decays over the tokens in between, never the difference of two prefix
 sums, which cancels (a log-decay of -1e4 on alternate tokens leaves 5e-3 of error at C = 64). All exponents are <= 0
-and are masked before the exponential, so neither values nor gradients overflow.
+and are masked before the exponential, so neither values nor gradients overflow. Factors of decays multiply, all <= 1.
 
-Shapes: a chunk holds ``[B, G, R, C, .]``: G groups of heads that share q and k, R heads in each; dims of 1 broadcast.
+Shapes: a chunk holds ``[*Z, C, .]`` with Z = (B G,), or (B G, R) where R heads share the q and k of their group; dims
+of 1 broadcast. Few dims are worth it: XLA on CPU reduces arrays of five dims forty times slower than of four.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from effarch.ops.precision import dot
+from effarch.ops.precision import dot, dot_nt, dot_tn
 from effarch.typing import Array, Bool, Float, Int
 
-SUB_BLOCK = 16  # channel-wise decays: tokens that share a reference point
+Where = Literal["after", "strict", "before"]
+Queries = Sequence[tuple[Array, Where]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +28,19 @@ class Masks:
     """Who sees whom inside a chunk, by run equality; None where no document ends and no token is padding.
 
     Attributes:
-      pair: ``[B, 1, 1, C, C]`` same run, both real.
-      into: ``[B, 1, 1, C, 1]`` the token belongs to the run of the state at the chunk's start.
-      out: ``[B, 1, 1, C, 1]`` the token belongs to the run of the state at the chunk's end.
-      keep: ``[B, 1, 1, 1, 1]`` the two runs are the same.
+      pair: ``[*Z, C, C]`` same run, both real.
+      into: ``[*Z, C, 1]`` the token belongs to the run of the state at the chunk's start.
+      out: ``[*Z, C, 1]`` the token belongs to the run of the state at the chunk's end.
+      keep: ``[*Z, 1, 1]`` the two runs are the same.
     """
 
-    pair: Bool[Array, "B 1 1 C C"]
-    into: Bool[Array, "B 1 1 C 1"]
-    out: Bool[Array, "B 1 1 C 1"]
-    keep: Bool[Array, "B 1 1 1 1"]
+    pair: Bool[Array, "*Z C C"]
+    into: Bool[Array, "*Z C 1"]
+    out: Bool[Array, "*Z C 1"]
+    keep: Bool[Array, "*Z 1 1"]
 
     @classmethod
-    def of(cls, run: Int[Array, "B C"], carried: Int[Array, " B"]) -> "Masks":
+    def of(cls, run: Int[Array, "B C"], carried: Int[Array, " B"], groups: tuple[int, int]) -> "Masks":
         """From run indices (0: padding) and the run of the state at the chunk's start."""
         last = jnp.maximum(run.max(axis=1), carried)
         real = run > 0
@@ -43,11 +48,18 @@ class Masks:
         into = real & (run == carried[:, None])
         out = real & (run == last[:, None])
         return cls(
-            pair=pair[:, None, None],
-            into=into[:, None, None, :, None],
-            out=out[:, None, None, :, None],
-            keep=(last == carried)[:, None, None, None, None],
+            pair=for_heads(pair, groups),
+            into=for_heads(into[:, :, None], groups),
+            out=for_heads(out[:, :, None], groups),
+            keep=for_heads((last == carried)[:, None, None], groups),
         )
+
+
+def for_heads(x: Array, groups: tuple[int, int]) -> Array:
+    """``[B, ...]`` to ``[*Z, ...]``: what all heads of a row share."""
+    count, each = groups
+    x = jnp.broadcast_to(x[:, None], (x.shape[0], count, *x.shape[1:])).reshape(-1, *x.shape[1:])
+    return x if each == 1 else x[:, None]
 
 
 def _where(mask: Array, x: Array) -> Array:
@@ -59,27 +71,59 @@ def _kept(masks: Masks | None, which: Literal["into", "out", "keep"], x: Array) 
     return x if masks is None else _where(getattr(masks, which), x)
 
 
-def _shift(x: Array, axis: int) -> Array:
-    """Row i becomes row i - 1, the first zero: from decays after a token's own to decays before it."""
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (1, 0)
-    return jnp.pad(jnp.take(x, jnp.arange(x.shape[axis] - 1), axis=axis), pad)
+def _earlier(x: Array) -> Array:
+    """Row i of the last axis but one becomes row i - 1, the first zero."""
+    pad = [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)]
+    return jnp.pad(x[..., :-1, :], pad)
 
 
-def _tril(size: int, strict: bool = False) -> Array:
-    return jnp.tril(jnp.ones((size, size), bool), -1 if strict else 0)
+def _later(x: Array) -> Array:
+    """Row i becomes row i + 1, the last zero."""
+    pad = [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)]
+    return jnp.pad(x[..., 1:, :], pad)
 
 
-def _lead(mask: Array, like: Array, trailing: int = 0) -> Array:
-    """``mask`` with as many dims as ``like``: ones in front, and ``trailing`` ones behind."""
-    mask = mask.reshape(mask.shape + (1,) * trailing)
-    return mask.reshape((1,) * (like.ndim - mask.ndim) + mask.shape)
+def _tril(size: int, strict: bool = False, dims: int = 2) -> np.ndarray:
+    return np.tril(np.ones((1,) * (dims - 2) + (size, size), bool), -1 if strict else 0)
+
+
+def _triangle(scores: Array, masks: Masks | None, strict: bool) -> Array:
+    """Scores of j <= i (j < i if strict) that see each other."""
+    mask = jnp.asarray(_tril(scores.shape[-1], strict, scores.ndim))
+    return _where(mask if masks is None else mask & masks.pair, scores)
+
+
+def _by_matrix(x: Array, matrix: np.ndarray) -> Array:
+    """Sums of ``x`` by a 0/1 matrix: quicker than cumulative sums on every platform, and as exact."""
+    return jnp.matmul(x, jnp.asarray(matrix, x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def prefix_sums(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """``y[i] = sum of x over l <= i``."""
+    return _by_matrix(x, _tril(x.shape[-1]).T)
 
 
 def segment_sums(x: Float[Array, "... C"]) -> Float[Array, "... C C"]:
-    """``y[i, j] = sum of x over j < l <= i``; 0 for j >= i."""
-    x = jnp.broadcast_to(x[..., :, None], (*x.shape, x.shape[-1]))
-    return jnp.cumsum(_where(_lead(_tril(x.shape[-1], strict=True), x), x), axis=-2)
+    """``y[i, j] = sum of x over j < l <= i`` for a power of two C; what stands above the diagonal is <= 0 where x is.
+
+    In pieces of about sqrt(C) tokens: inside a piece by a 0/1 matrix; from a piece to another, the rest of the one, the
+    whole pieces between, the start of the other.
+    """
+    size = x.shape[-1]
+    piece = 1 << (size.bit_length() // 2)
+    count = size // piece
+    parts = x.reshape(-1, count, piece)
+
+    def sums(x: Array, n: int, end: int) -> Array:  # over j < l < i + end: [Z, n * n]
+        i, j, k = np.ogrid[:n, :n, :n]
+        return _by_matrix(x, ((j < k) & (k < i + end)).reshape(n * n, n).T)
+
+    inside = sums(parts, piece, 1).reshape(-1, count, piece, piece)
+    start = prefix_sums(parts)
+    whole = sums(start[..., -1], count, 0).reshape(-1, count, count)
+    across = start[:, :, :, None, None] + whole[:, :, None, :, None] + inside[:, None, None, :, -1, :]
+    same = np.eye(count, dtype=bool)[None, :, None, :, None]
+    return jnp.where(same, inside[:, :, :, None, :], across).reshape(*x.shape, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +131,10 @@ class HeadDecay:
     """One decay per head and token (classes 0 and 1; scalar delta): a C x C matrix of factors.
 
     Attributes:
-      between: ``[B, G, R, C, C]`` product of the decays after j up to i; its upper triangle is not read.
-      start: ``[B, G, R, C, 1]`` product of the decays up to and with i.
-      end: ``[B, G, R, C, 1]`` product of the decays after i.
-      whole: ``[B, G, R, 1, 1]``.
+      between: ``[*Z, C, C]`` product of the decays after j up to i; its upper triangle is not read.
+      start: ``[*Z, C, 1]`` product of the decays up to and with i.
+      end: ``[*Z, C, 1]`` product of the decays after i.
+      whole: ``[*Z, 1, 1]``.
       masks: runs of the chunk, or None.
     """
 
@@ -101,19 +145,17 @@ class HeadDecay:
     masks: Masks | None
 
     @classmethod
-    def per_token(cls, log_decay: Float[Array, "B G R C"], masks: Masks | None) -> "HeadDecay":
+    def per_token(cls, log_decay: Float[Array, "*Z C"], masks: Masks | None) -> "HeadDecay":
         """From natural-log decays, 0 at padding."""
         sums = segment_sums(log_decay)
-        start = jnp.cumsum(log_decay, axis=-1)
-        return cls._from_sums(sums, start, sums[..., -1, :], masks)
+        return cls._from_sums(sums, prefix_sums(log_decay), sums[..., -1, :], masks)
 
     @classmethod
-    def constant(cls, log_decay: Float[Array, "G R"], real: Bool[Array, "B C"], masks: Masks | None) -> "HeadDecay":
+    def constant(cls, log_decay: Float[Array, "*Z"], real: Bool[Array, "*Z C"], masks: Masks | None) -> "HeadDecay":
         """From one natural-log decay per head; padding does not advance the clock. Distances are exact integers."""
-        log_decay = log_decay[None, :, :, None]
-        clock = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)[:, None, None]
-        size = real.shape[1]
-        steps = jnp.where(_tril(size), clock[..., :, None] - clock[..., None, :], 0)
+        log_decay = log_decay[..., None]
+        clock = jnp.cumsum(real.astype(jnp.int32), axis=-1, dtype=jnp.int32)
+        steps = jnp.where(_tril(real.shape[-1], dims=clock.ndim + 1), clock[..., :, None] - clock[..., None, :], 0)
         dtype = log_decay.dtype
         return cls._from_sums(
             log_decay[..., None] * steps.astype(dtype),
@@ -127,23 +169,26 @@ class HeadDecay:
         start, end = jnp.exp(start)[..., None], jnp.exp(end)[..., None]
         return cls(jnp.exp(between), start, end, start[..., -1:, :], masks)
 
-    def pairs(self, x: Array, y: Array, *, before: bool = False, strict: bool = False) -> Array:
-        """``<x_i, y_j>`` decayed from j to i, for j <= i.
+    def pairs(self, xs: Queries, ys: Sequence[Array]) -> list[list[Array]]:
+        """``<x_i, y_j>`` decayed from j to i, for j <= i and every x and y.
 
-        j < i if ``strict`` or ``before`` (i's own decay left out).
+        Args:
+          xs: with where each reads: "after" this token's write (j <= i), "strict" after its decay but before its write
+            (j < i), "before" both (j < i, i's own decay left out).
+          ys: what is read.
         """
-        between = _shift(self.between, -2) if before else self.between
-        mask = _tril(x.shape[-2], strict or before)[None, None, None]
-        if self.masks is not None:
-            mask = mask & self.masks.pair
-        return _where(mask, dot(x, jnp.swapaxes(y, -1, -2)) * between)
+        scores = []
+        for x, where in xs:
+            between = _earlier(self.between) if where == "before" else self.between
+            scores.append([_triangle(dot_nt(x, y) * between, self.masks, where != "after") for y in ys])
+        return scores
 
-    def read(self, x: Array, state: Array, *, before: bool = False) -> Array:
-        """``x_i`` read from the state at the chunk's start, decayed up to i."""
+    def read(self, x: Array, state: Array, where: Where = "after") -> Array:
+        """``x_i`` read from the state at the chunk's start, decayed up to i (before i's own decay if "before")."""
         start = self.start
-        if before:
+        if where == "before":
             start = jnp.concatenate([jnp.ones_like(start[..., :1, :]), start[..., :-1, :]], axis=-2)
-        return _kept(self.masks, "into", dot(x.astype(state.dtype), state) * start)
+        return dot(_kept(self.masks, "into", x.astype(state.dtype) * start), state)
 
     def carry(self, state: Array) -> Array:
         """The state at the chunk's start, decayed to its end."""
@@ -152,109 +197,96 @@ class HeadDecay:
     def write(self, y: Array, values: Array) -> Array:
         """What the chunk adds to the state at its end: ``sum_j y_j values_j^T`` decayed from j."""
         values = _kept(self.masks, "out", values.astype(self.end.dtype) * self.end)
-        return dot(jnp.swapaxes(y, -1, -2).astype(values.dtype), values)
+        return dot_tn(y.astype(values.dtype), values)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelDecay:
     """One decay per key channel and token (class 2; KDA; RWKV-7). Same methods as :class:`HeadDecay`.
 
-    e^(-g) over a whole chunk overflows, so tokens are grouped in sub-blocks: inside one, the factors of all pairs are
-    formed; between two, ``x`` is decayed from the start of its own and ``y`` to that point, both exponents <= 0.
+    e^(-g) over a whole chunk overflows, so pairs are formed by halves: between the halves of a run of tokens, ``x`` is
+    decayed from the middle and ``y`` up to it, one matrix product; then inside each half, down to single tokens. The
+    factors of a run are those of its halves times the whole of the other half.
 
     Attributes:
-      inside: ``[Z, S, s, s, K]`` factors of the pairs in a sub-block (Z = B G R; S sub-blocks of s tokens).
-      head: ``[Z, S, s, K]`` from the start of the sub-block up to and with the token.
-      head_before: the same without the token's own decay.
-      tail: ``[Z, S, S, s, K]`` from token to the start of a later sub-block: [later, own, token].
-      start, start_before, end: ``[B, G, R, C, K]`` relative to the chunk.
-      whole: ``[B, G, R, K, 1]``.
+      halves: for runs of 2, 4, ... C tokens, with N = Z C / 2s for halves of s: ``[N, s, K]`` from the middle up to and
+        with the token, for second halves; ``[N, s, K]`` after the token up to the middle, for first halves.
+      start: ``[*Z, C, K]`` product of the decays up to and with i.
+      end: ``[*Z, C, K]`` product of the decays after i.
       masks: runs of the chunk, or None.
     """
 
-    inside: Array
-    head: Array
-    head_before: Array
-    tail: Array
+    halves: tuple[tuple[Array, Array], ...]
     start: Array
-    start_before: Array
     end: Array
-    whole: Array
     masks: Masks | None
 
     @classmethod
-    def per_token(cls, log_decay: Float[Array, "B G R C K"], masks: Masks | None) -> "ChannelDecay":
+    def per_token(cls, log_decay: Float[Array, "*Z C K"], masks: Masks | None) -> "ChannelDecay":
         """From natural-log decays, 0 at padding."""
-        size, width = log_decay.shape[-2:]
-        sub = min(SUB_BLOCK, size)
-        count = size // sub
-        g = log_decay.reshape(-1, count, sub, width)  # few dims: compilers lay them out better
-        sums = jnp.moveaxis(segment_sums(jnp.moveaxis(g, -1, -2)), -3, -1)  # [.., S, s, s, K]
-        head = jnp.cumsum(g, axis=-2)
-        head_before = jnp.pad(head[..., :-1, :], [(0, 0)] * (g.ndim - 2) + [(1, 0), (0, 0)])
-        tail = sums[..., -1, :, :]
-        totals = head[..., -1, :]
-        # Whole sub-blocks strictly between two: sums of totals by 0/1 masks, so nothing is ever subtracted.
-        index = jnp.arange(count)
-        strictly = (index[None, None, :] > index[None, :, None]) & (index[None, None, :] < index[:, None, None])
-        others = totals[..., None, :, :]  # [.., S, S, K] summed over its own axis -2
-        past = _lead(_tril(count, strict=True), others, trailing=1)
-        gaps = _where(_lead(strictly, others[..., None, :, :], trailing=1), others[..., None, :, :]).sum(axis=-2)
-        earlier = _where(past, others).sum(axis=-2)
-        later = _where(jnp.swapaxes(past, -2, -3), others).sum(axis=-2)
-        flat = log_decay.shape
-        return cls(
-            inside=jnp.exp(sums),
-            head=jnp.exp(head),
-            head_before=jnp.exp(head_before),
-            tail=jnp.exp(tail[..., None, :, :, :] + gaps[..., None, :]),
-            start=jnp.exp((head + earlier[..., None, :]).reshape(flat)),
-            start_before=jnp.exp((head_before + earlier[..., None, :]).reshape(flat)),
-            end=jnp.exp((tail + later[..., None, :]).reshape(flat)),
-            whole=jnp.exp(totals.sum(axis=-2)).reshape(*flat[:-2], width, 1),
-            masks=masks,
-        )
+        shape = log_decay.shape
+        size, width = shape[-2:]
+        start = jnp.exp(log_decay)
+        end = jnp.ones_like(start)
+        halves, half = [], 1
+        while half < size:
+            start, end = (x.reshape(-1, 2, half, width) for x in (start, end))
+            halves.append((start[:, 1], end[:, 0]))
+            first, second = start[:, 0, -1:], start[:, 1, -1:]  # the whole of each
+            start = jnp.stack([start[:, 0], start[:, 1] * first], axis=1)
+            end = jnp.stack([end[:, 0] * second, end[:, 1]], axis=1)
+            half *= 2
+        return cls(tuple(halves), start.reshape(shape), end.reshape(shape), masks)
 
-    def pairs(self, x: Array, y: Array, *, before: bool = False, strict: bool = False) -> Array:
+    def pairs(self, xs: Queries, ys: Sequence[Array]) -> list[list[Array]]:
         """As :meth:`HeadDecay.pairs`."""
-        dtype = self.inside.dtype
-        count, sub, width = self.head.shape[-3:]
-        size = count * sub
         mine = self.start.shape[:-2]
-        lead = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2], mine)
+        size, width = self.start.shape[-2:]
+        lead = jnp.broadcast_shapes(mine, *(x.shape[:-2] for x, _ in xs), *(y.shape[:-2] for y in ys))
 
-        def fold(a: Array, given: tuple[int, ...]) -> Array:  # [*given, ...] -> [Z, ...]
-            rest = a.shape[len(given) :]
-            return jnp.broadcast_to(a, (*lead, *rest)).reshape(-1, *rest)
+        def stacked(arrays: list[Array]) -> Array:  # [Z C, count, K]
+            arrays = [jnp.broadcast_to(x, (*lead, size, width)).astype(self.start.dtype) for x in arrays]
+            return jnp.stack(arrays, axis=-2).reshape(-1, len(arrays), width)
 
-        def shared(a: Array) -> Array:  # decays of fewer heads than x and y
-            return a if mine == lead else fold(a.reshape(*mine, *a.shape[1:]), mine)
+        def spread(factor: Array) -> Array:  # decays of fewer heads than x and y
+            if mine == lead:
+                return factor
+            rest = factor.shape[1:]
+            factor = factor.reshape(*mine, -1, *rest)
+            return jnp.broadcast_to(factor, (*lead, *factor.shape[len(lead) :])).reshape(-1, *rest)
 
-        x = fold(x.astype(dtype), x.shape[:-2]).reshape(-1, count, sub, width)
-        y = fold(y.astype(dtype), y.shape[:-2]).reshape(-1, count, sub, width)
-        inside = shared(_shift(self.inside, -3) if before else self.inside)
-        own = (x[:, :, :, None, :] * y[:, :, None, :, :] * inside).sum(axis=-1)  # [Z, S, s, s]
-        past = (y[:, None] * shared(self.tail)).reshape(-1, count, size, width)  # [Z, S, C, K]
-        across = dot(x * shared(self.head_before if before else self.head), jnp.swapaxes(past, -1, -2))
-        index = jnp.arange(size) // sub
-        same = (index[:, None] == index[None, :])[None]
-        scores = jnp.where(same, jnp.tile(own.reshape(-1, size, sub), (1, 1, count)), across.reshape(-1, size, size))
-        scores = scores.reshape(*lead, size, size)
-        mask = _tril(size, strict or before)[None, None, None]
-        if self.masks is not None:
-            mask = mask & self.masks.pair
-        return _where(mask, scores)
+        # Before i's own decay is up to and with the token before: such rows move up by one, and their scores back.
+        x = stacked([_later(x) if where == "before" else x for x, where in xs])
+        y = stacked(list(ys))
+        scores = dot_nt(x, y)  # of single tokens; [N, s * len(xs), s * len(ys)] in runs of s
+        for head, tail in self.halves:
+            runs, half = spread(head).shape[:2]
+            second = x.reshape(runs, 2, half, len(xs), width)[:, 1] * spread(head)[:, :, None]
+            first = y.reshape(runs, 2, half, len(ys), width)[:, 0] * spread(tail)[:, :, None]
+            across = dot_nt(second.reshape(runs, -1, width), first.reshape(runs, -1, width))
+            within = scores.reshape(runs, 2, *across.shape[1:])
+            upper = jnp.concatenate([within[:, 0], jnp.zeros_like(across)], axis=-1)
+            scores = jnp.concatenate([upper, jnp.concatenate([across, within[:, 1]], axis=-1)], axis=-2)
+        scores = scores.reshape(-1, size, len(xs), size, len(ys))
 
-    def read(self, x: Array, state: Array, *, before: bool = False) -> Array:
+        def of(a: int, b: int, where: Where) -> Array:
+            chosen = scores[:, :, a, :, b].reshape(*lead, size, size)
+            return _triangle(_earlier(chosen) if where == "before" else chosen, self.masks, where != "after")
+
+        return [[of(a, b, where) for b in range(len(ys))] for a, (_, where) in enumerate(xs)]
+
+    def read(self, x: Array, state: Array, where: Where = "after") -> Array:
         """As :meth:`HeadDecay.read`."""
-        x = x.astype(state.dtype) * (self.start_before if before else self.start)
-        return dot(_kept(self.masks, "into", x), state)
+        start = self.start
+        if where == "before":
+            start = jnp.concatenate([jnp.ones_like(start[..., :1, :]), start[..., :-1, :]], axis=-2)
+        return dot(_kept(self.masks, "into", x.astype(state.dtype) * start), state)
 
     def carry(self, state: Array) -> Array:
         """As :meth:`HeadDecay.carry`."""
-        return _kept(self.masks, "keep", state * self.whole)
+        return _kept(self.masks, "keep", state * jnp.swapaxes(self.start[..., -1:, :], -1, -2))
 
     def write(self, y: Array, values: Array) -> Array:
         """As :meth:`HeadDecay.write`."""
         y = _kept(self.masks, "out", y.astype(self.end.dtype) * self.end)
-        return dot(jnp.swapaxes(y, -1, -2), values.astype(y.dtype))
+        return dot_tn(y, values.astype(y.dtype))

@@ -3,13 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from effarch.ops.recurrence.decay import segment_sums
 from effarch.ops.recurrence.inputs import Inputs
 from effarch.typing import Array, Float
 
 
 def _einsum(spec: str, *arrays: Array) -> Array:
     return jnp.einsum(spec, *arrays, precision=jax.lax.Precision.HIGHEST)
+
+
+def _segment_sums(x: Float[Array, "... T"]) -> Float[Array, "... T T"]:
+    """``y[i, j] = sum of x over j < l <= i``; 0 for j >= i."""
+    after = jnp.tril(jnp.ones((x.shape[-1], x.shape[-1]), bool), -1)
+    return jnp.cumsum(jnp.where(after, x[..., :, None], jnp.zeros((), x.dtype)), axis=-2)
 
 
 def parallel(
@@ -33,7 +38,7 @@ def parallel(
 
     # A row of ones in front stands for the carried state: pair (i, 0) decays it up to i.
     padded = jnp.pad(log_decay, ((0, 0), (0, 0), (1, 0), (0, 0)))
-    sums = jnp.moveaxis(segment_sums(jnp.moveaxis(padded, 2, 3)), 2, 4)  # [B, H, 1+T, 1+T, K]
+    sums = jnp.moveaxis(_segment_sums(jnp.moveaxis(padded, 2, 3)), 2, 4)  # [B, H, 1+T, 1+T, K]
     after, previous = jnp.exp(sums[:, :, 1:]), jnp.exp(sums[:, :, :-1])  # i's own decay in, and out
     same = jnp.ones((batch, time, time), bool)
     into = out = jnp.ones((batch, time), bool)
