@@ -31,9 +31,9 @@ BUGS = (
     Bug(
         "decays as differences of prefix sums, masked after the exponential",
         "ops/recurrence/decay.py",
-        "    return jnp.cumsum(_where(_lead(_tril(x.shape[-1], strict=True), x), x), axis=-2)",
-        "    g = jnp.cumsum(x[..., :, 0], axis=-1)\n    return g[..., :, None] - g[..., None, :]",
-        (f"{RECURRENCE}::test_decay_sweep[scalar]", f"{RECURRENCE}::test_decay_sweep[diagonal]"),
+        "    size = log_decay.shape[-1]\n    piece = ",
+        "    g = prefix_sums(log_decay)\n    return jnp.exp(g[..., :, None] - g[..., None, :])\n    piece = ",
+        (f"{RECURRENCE}::test_decay_sweep[scalar]",),
     ),
     Bug(
         "decays summed in bfloat16",
@@ -66,14 +66,14 @@ BUGS = (
     Bug(
         "the initial state is ignored in the backward pass",
         "ops/recurrence/chunkwise.py",
-        "    state = state.reshape(batch, *groups, *state.shape[2:])\n",
-        "    state = jax.lax.stop_gradient(state).reshape(batch, *groups, *state.shape[2:])\n",
+        "lead(state), xs)",
+        "lead(jax.lax.stop_gradient(state)), xs)",
         (f"{CHUNKS}[scalar-after]",),
     ),
     Bug(
         "the rank-one term reads the state after this token's decay",
         "ops/recurrence/chunkwise.py",
-        'decay.read(x["r"], state, before=True)',
+        'decay.read(x["r"], state, "before")',
         'decay.read(x["r"], state)',
         (f"{CHUNKS}[rank_one-after]",),
     ),
@@ -87,15 +87,15 @@ BUGS = (
     Bug(
         "the triangular inverse has the wrong sign",
         "ops/recurrence/chunkwise.py",
-        'unit_lower_inverse(-decay.pairs(x["r"], x["p"], before=True))',
-        'unit_lower_inverse(decay.pairs(x["r"], x["p"], before=True))',
+        "unit_lower_solve(-rp,",
+        "unit_lower_solve(rp,",
         (f"{CHUNKS}[rank_one-after]",),
     ),
     Bug(
-        "a sub-block counts the decay of its neighbour twice",
+        "the second half of a run of tokens counts the decay of the first twice",
         "ops/recurrence/decay.py",
-        "strictly = (index[None, None, :] > index[None, :, None])",
-        "strictly = (index[None, None, :] >= index[None, :, None])",
+        "start[:, 1] * first]",
+        "start[:, 1] * first * first]",
         (f"{CHUNKS}[diagonal-after]",),
     ),
     Bug(
@@ -130,8 +130,8 @@ BUGS = (
     Bug(
         "the state survives the end of its document inside a chunk",
         "ops/recurrence/decay.py",
-        "            keep=(last == carried)[:, None, None, None, None],",
-        "            keep=(last >= carried)[:, None, None, None, None],",
+        "keep=for_heads((last == carried)",
+        "keep=for_heads((last >= carried)",
         (f"{CHUNKS}[scalar-after]",),
     ),
     Bug(
@@ -144,8 +144,8 @@ BUGS = (
     Bug(
         "padding advances a constant decay",
         "ops/recurrence/decay.py",
-        "clock = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)",
-        "clock = jnp.cumsum(jnp.ones_like(real, jnp.int32), axis=1, dtype=jnp.int32)",
+        "clock = jnp.cumsum(real.astype(jnp.int32), axis=-1, dtype=jnp.int32)",
+        "clock = jnp.cumsum(jnp.ones_like(real, jnp.int32), axis=-1, dtype=jnp.int32)",
         (f"{CHUNKS}[constant-after]",),
     ),
     Bug(

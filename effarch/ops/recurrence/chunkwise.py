@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from effarch.ops.precision import dot
 from effarch.ops.recurrence.decay import ChannelDecay, HeadDecay, Masks, Where, for_heads
 from effarch.ops.recurrence.inputs import Inputs, group
-from effarch.ops.recurrence.inverse import unit_lower_inverse
+from effarch.ops.recurrence.inverse import unit_lower_solve
 from effarch.typing import Array, Float
 
 CHUNK = 64
@@ -40,8 +40,7 @@ def _delta_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where) -
     """``U = (I + lower(Diag(b) <k, k>))^-1 Diag(b) (V - (K e^g) S)``: what is truly written, after all corrections."""
     beta = x["beta"].astype(state.dtype)[..., None]
     [[gram], [scores]] = decay.pairs([(x["k"], "strict"), (x["q"], read)], [x["k"]])
-    inverse = unit_lower_inverse(beta * gram)
-    written = dot(inverse, beta * (x["v"].astype(state.dtype) - decay.read(x["k"], state)))
+    written = unit_lower_solve(beta * gram, beta * (x["v"].astype(state.dtype) - decay.read(x["k"], state)))
     o = dot(scores, written) + decay.read(x["q"], state, read)
     return decay.carry(state) + decay.write(x["k"], written), o
 
@@ -49,7 +48,7 @@ def _delta_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where) -
 def _rank_one_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where) -> tuple[Array, Array]:
     """``Z = (I - lower<r, p>)^-1 (lower<r, k> V + (R e^g') S)``: what every r reads, then ``+ k v^T + p z^T``."""
     [[rk, rp], [qk, qp]] = decay.pairs([(x["r"], "before"), (x["q"], read)], [x["k"], x["p"]])
-    z = dot(unit_lower_inverse(-rp), _dot_values(rk, x["v"]) + decay.read(x["r"], state, "before"))
+    z = unit_lower_solve(-rp, _dot_values(rk, x["v"]) + decay.read(x["r"], state, "before"))
     o = _dot_values(qk, x["v"]) + dot(qp, z) + decay.read(x["q"], state, read)
     return decay.carry(state) + decay.write(x["k"], x["v"]) + decay.write(x["p"], z), o
 

@@ -103,27 +103,28 @@ def prefix_sums(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
     return _by_matrix(x, _tril(x.shape[-1]).T)
 
 
-def segment_sums(x: Float[Array, "... C"]) -> Float[Array, "... C C"]:
-    """``y[i, j] = sum of x over j < l <= i`` for a power of two C; what stands above the diagonal is <= 0 where x is.
+def segment_decays(log_decay: Float[Array, "... C"]) -> Float[Array, "... C C"]:
+    """``y[i, j] = exp(sum of log-decays over j < l <= i)`` for a power of two C; not to be read above the diagonal.
 
-    In pieces of about sqrt(C) tokens: inside a piece by a 0/1 matrix; from a piece to another, the rest of the one, the
-    whole pieces between, the start of the other.
+    In pieces of about sqrt(C) tokens: inside a piece the sums are formed by a 0/1 matrix; from a piece to another the
+    decay is that of the rest of the one, times that of the whole pieces between and the start of the other.
     """
-    size = x.shape[-1]
+    size = log_decay.shape[-1]
     piece = 1 << (size.bit_length() // 2)
     count = size // piece
-    parts = x.reshape(-1, count, piece)
+    parts = log_decay.reshape(-1, count, piece)
 
-    def sums(x: Array, n: int, end: int) -> Array:  # over j < l < i + end: [Z, n * n]
+    def sums(x: Array, n: int, end: int) -> Array:  # over j < k < i + end: [..., n * n]
         i, j, k = np.ogrid[:n, :n, :n]
         return _by_matrix(x, ((j < k) & (k < i + end)).reshape(n * n, n).T)
 
-    inside = sums(parts, piece, 1).reshape(-1, count, piece, piece)
+    inside = jnp.exp(sums(parts, piece, 1)).reshape(-1, count, piece, piece)
     start = prefix_sums(parts)
-    whole = sums(start[..., -1], count, 0).reshape(-1, count, count)
-    across = start[:, :, :, None, None] + whole[:, :, None, :, None] + inside[:, None, None, :, -1, :]
-    same = np.eye(count, dtype=bool)[None, :, None, :, None]
-    return jnp.where(same, inside[:, :, :, None, :], across).reshape(*x.shape, size)
+    whole = sums(start[..., -1], count, 0).reshape(-1, count, 1, count)
+    before = jnp.exp(start[..., None] + whole).reshape(-1, size, count, 1)  # up to i from the end of an earlier piece
+    same = (np.arange(size) // piece)[:, None] == np.arange(count)
+    factors = jnp.where(same[None, :, :, None], inside.reshape(-1, size, 1, piece), before * inside[:, None, :, -1])
+    return factors.reshape(*log_decay.shape, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +148,9 @@ class HeadDecay:
     @classmethod
     def per_token(cls, log_decay: Float[Array, "*Z C"], masks: Masks | None) -> "HeadDecay":
         """From natural-log decays, 0 at padding."""
-        sums = segment_sums(log_decay)
-        return cls._from_sums(sums, prefix_sums(log_decay), sums[..., -1, :], masks)
+        between = segment_decays(log_decay)
+        start = jnp.exp(prefix_sums(log_decay))[..., None]
+        return cls(between, start, between[..., -1, :, None], start[..., -1:, :], masks)
 
     @classmethod
     def constant(cls, log_decay: Float[Array, "*Z"], real: Bool[Array, "*Z C"], masks: Masks | None) -> "HeadDecay":
@@ -157,17 +159,10 @@ class HeadDecay:
         clock = jnp.cumsum(real.astype(jnp.int32), axis=-1, dtype=jnp.int32)
         steps = jnp.where(_tril(real.shape[-1], dims=clock.ndim + 1), clock[..., :, None] - clock[..., None, :], 0)
         dtype = log_decay.dtype
-        return cls._from_sums(
-            log_decay[..., None] * steps.astype(dtype),
-            log_decay * clock.astype(dtype),
-            log_decay * (clock[..., -1:] - clock).astype(dtype),
-            masks,
-        )
-
-    @classmethod
-    def _from_sums(cls, between: Array, start: Array, end: Array, masks: Masks | None) -> "HeadDecay":
-        start, end = jnp.exp(start)[..., None], jnp.exp(end)[..., None]
-        return cls(jnp.exp(between), start, end, start[..., -1:, :], masks)
+        between = jnp.exp(log_decay[..., None] * steps.astype(dtype))
+        start = jnp.exp(log_decay * clock.astype(dtype))[..., None]
+        end = jnp.exp(log_decay * (clock[..., -1:] - clock).astype(dtype))[..., None]
+        return cls(between, start, end, start[..., -1:, :], masks)
 
     def pairs(self, xs: Queries, ys: Sequence[Array]) -> list[list[Array]]:
         """``<x_i, y_j>`` decayed from j to i, for j <= i and every x and y.
@@ -244,9 +239,8 @@ class ChannelDecay:
         size, width = self.start.shape[-2:]
         lead = jnp.broadcast_shapes(mine, *(x.shape[:-2] for x, _ in xs), *(y.shape[:-2] for y in ys))
 
-        def stacked(arrays: list[Array]) -> Array:  # [Z C, count, K]
-            arrays = [jnp.broadcast_to(x, (*lead, size, width)).astype(self.start.dtype) for x in arrays]
-            return jnp.stack(arrays, axis=-2).reshape(-1, len(arrays), width)
+        def ready(x: Array) -> Array:  # [Z, C, K]
+            return jnp.broadcast_to(x, (*lead, size, width)).astype(self.start.dtype).reshape(-1, size, width)
 
         def spread(factor: Array) -> Array:  # decays of fewer heads than x and y
             if mine == lead:
@@ -255,16 +249,19 @@ class ChannelDecay:
             factor = factor.reshape(*mine, -1, *rest)
             return jnp.broadcast_to(factor, (*lead, *factor.shape[len(lead) :])).reshape(-1, *rest)
 
+        def decayed(arrays: list[Array], which: int, factor: Array) -> Array:  # one half of every run, x by x
+            runs, half = factor.shape[:2]
+            parts = [x.reshape(runs, 2, half, width)[:, which] * factor for x in arrays]
+            return jnp.stack(parts, axis=2).reshape(runs, -1, width)
+
         # Before i's own decay is up to and with the token before: such rows move up by one, and their scores back.
-        x = stacked([_later(x) if where == "before" else x for x, where in xs])
-        y = stacked(list(ys))
-        scores = dot_nt(x, y)  # of single tokens; [N, s * len(xs), s * len(ys)] in runs of s
+        queries = [ready(_later(x) if where == "before" else x) for x, where in xs]
+        keys = [ready(y) for y in ys]
+        own = [(x * y).sum(axis=-1) for x in queries for y in keys]
+        scores = jnp.stack(own, axis=-1).reshape(-1, len(xs), len(ys))  # [N, s * len(xs), s * len(ys)] in runs of s
         for head, tail in self.halves:
-            runs, half = spread(head).shape[:2]
-            second = x.reshape(runs, 2, half, len(xs), width)[:, 1] * spread(head)[:, :, None]
-            first = y.reshape(runs, 2, half, len(ys), width)[:, 0] * spread(tail)[:, :, None]
-            across = dot_nt(second.reshape(runs, -1, width), first.reshape(runs, -1, width))
-            within = scores.reshape(runs, 2, *across.shape[1:])
+            across = dot_nt(decayed(queries, 1, spread(head)), decayed(keys, 0, spread(tail)))
+            within = scores.reshape(-1, 2, *across.shape[1:])
             upper = jnp.concatenate([within[:, 0], jnp.zeros_like(across)], axis=-1)
             scores = jnp.concatenate([upper, jnp.concatenate([across, within[:, 1]], axis=-1)], axis=-2)
         scores = scores.reshape(-1, size, len(xs), size, len(ys))

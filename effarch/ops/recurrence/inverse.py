@@ -1,4 +1,4 @@
-"""The inverse of a unit lower triangular matrix, by halves: matrix products only, no row-by-row solve."""
+"""Unit lower triangular systems, solved by halves: matrix products only, no row-by-row solve."""
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +39,18 @@ def _invert(a: Array) -> Array:
 
 
 @jax.custom_jvp
-def unit_lower_inverse(a: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
-    """``(I + a)^-1`` for strictly lower triangular ``a``; what stands on and above the diagonal is not read.
+def unit_lower_solve(a: Float[Array, "*Z C C"], rhs: Float[Array, "*Z C V"]) -> Float[Array, "*Z C V"]:
+    """``(I + a)^-1 rhs`` for strictly lower triangular ``a``; what stands on and above the diagonal is not read.
 
-    Halves: ``[[X1, 0], [-X2 a21 X1, X2]]``. Stable where powers of ``a`` overflow. float32 or float64, HIGHEST
-    precision.
+    By the inverse, whose halves are ``[[X1, 0], [-X2 a21 X1, X2]]``: stable where powers of ``a`` overflow. float32 or
+    float64, HIGHEST precision. The gradients need the inverse and the solution only, two products.
     """
-    return _invert(a)
+    return dot(_invert(a), rhs)
 
 
-@unit_lower_inverse.defjvp
-def _unit_lower_inverse_jvp(primals, tangents):
-    (a,), (tangent,) = primals, tangents
-    x = unit_lower_inverse(a)
-    return x, -dot(x, dot(jnp.tril(tangent, -1), x))
+@unit_lower_solve.defjvp
+def _unit_lower_solve_jvp(primals, tangents):
+    (a, rhs), (a_dot, rhs_dot) = primals, tangents
+    inverse = _invert(a)
+    solution = dot(inverse, rhs)
+    return solution, dot(inverse, rhs_dot - dot(jnp.tril(a_dot, -1), solution))
