@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from effarch.ops.platform import tracing_for
 from effarch.ops.recurrence import Constant, Scalar, linear_recurrence, oracle
 from effarch.ops.recurrence.oracle import matrices
 from tests.ops.recurrence_cases import SWEEP, TRANSITIONS, make, random_segments, unit
@@ -98,6 +99,18 @@ def test_chunkwise_is_the_oracle(name, read):
     """Packed rows with padding anywhere, T not a multiple of the chunk, grouped heads, an odd head size."""
     rng = np.random.default_rng(0)
     check("chunkwise", read, [(make(name, rng, **SHAPE), random_segments(rng, 2, 150)) for _ in range(6)], rng)
+
+
+def test_blocks_of_accelerators_give_the_same():
+    rng = np.random.default_rng(0)
+    q, k, v, transition, state = make("rank_one", rng, time=50)
+    with tracing_for("tpu"):
+        other = jax.jit(
+            lambda q, k, v, transition, state: linear_recurrence(q, k, v, transition=transition, state=state)
+        )
+        found = other(q, k, v, transition, state)
+    for got, expected in zip(found, values("chunkwise", q, k, v, transition, state), strict=True):
+        assert_close(got, expected, TOL.f32_forward)
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from effarch.ops.platform import platform
 from effarch.ops.precision import dot, dot_nt, dot_tn
 from effarch.typing import Array, Bool, Float, Int
 
+_BLOCK = {"cpu": 4}  # tokens of a block; elsewhere 16: an accelerator would rather do more work than more steps
 Where = Literal["after", "strict", "before"]
 Queries = Sequence[tuple[Array, Where]]
 
@@ -200,10 +202,11 @@ class ChannelDecay:
     """One decay per key channel and token (class 2; KDA; RWKV-7). Same methods as :class:`HeadDecay`.
 
     e^(-g) over a whole chunk overflows, so pairs are formed by halves: between the halves of a run of tokens, ``x`` is
-    decayed from the middle and ``y`` up to it, one matrix product; then inside each half, down to single tokens. The
-    factors of a run are those of its halves times the whole of the other half.
+    decayed from the middle and ``y`` up to it, one matrix product; then inside each half, down to blocks of few tokens
+    whose pairs are formed one by one. The factors of a run are those of its halves times the whole of the other half.
 
     Attributes:
+      inside: ``[Z C / s, s, s, K]`` from token j (third axis) to i (second) of a block of s tokens.
       halves: for runs of 2, 4, ... C tokens, with N = Z C / 2s for halves of s: ``[N, s, K]`` from the middle up to and
         with the token, for second halves; ``[N, s, K]`` after the token up to the middle, for first halves.
       start: ``[*Z, C, K]`` product of the decays up to and with i.
@@ -211,6 +214,7 @@ class ChannelDecay:
       masks: runs of the chunk, or None.
     """
 
+    inside: Array
     halves: tuple[tuple[Array, Array], ...]
     start: Array
     end: Array
@@ -221,9 +225,14 @@ class ChannelDecay:
         """From natural-log decays, 0 at padding."""
         shape = log_decay.shape
         size, width = shape[-2:]
-        start = jnp.exp(log_decay)
-        end = jnp.ones_like(start)
-        halves, half = [], 1
+        half = min(_BLOCK.get(platform(), 16), size)
+        parts = log_decay.reshape(-1, half, width)
+        i, j, k = np.ogrid[:half, -1:half, :half]  # j = -1: from before the block
+        matrix = jnp.asarray(((j < k) & (k <= i)).reshape(-1, half), parts.dtype)
+        sums = dot(jnp.broadcast_to(matrix, (parts.shape[0], *matrix.shape)), parts)
+        inside = jnp.exp(sums).reshape(-1, half, half + 1, width)
+        start, end, inside = inside[:, :, 0], inside[:, -1, 1:], inside[:, :, 1:]
+        halves = []
         while half < size:
             start, end = (x.reshape(-1, 2, half, width) for x in (start, end))
             halves.append((start[:, 1], end[:, 0]))
@@ -231,7 +240,7 @@ class ChannelDecay:
             start = jnp.stack([start[:, 0], start[:, 1] * first], axis=1)
             end = jnp.stack([end[:, 0] * second, end[:, 1]], axis=1)
             half *= 2
-        return cls(tuple(halves), start.reshape(shape), end.reshape(shape), masks)
+        return cls(inside, tuple(halves), start.reshape(shape), end.reshape(shape), masks)
 
     def pairs(self, xs: Queries, ys: Sequence[Array]) -> list[list[Array]]:
         """As :meth:`HeadDecay.pairs`."""
@@ -257,8 +266,13 @@ class ChannelDecay:
         # Before i's own decay is up to and with the token before: such rows move up by one, and their scores back.
         queries = [ready(_later(x) if where == "before" else x) for x, where in xs]
         keys = [ready(y) for y in ys]
-        own = [(x * y).sum(axis=-1) for x in queries for y in keys]
-        scores = jnp.stack(own, axis=-1).reshape(-1, len(xs), len(ys))  # [N, s * len(xs), s * len(ys)] in runs of s
+        inside = spread(self.inside)
+        block = inside.shape[1]
+        rows = [x.reshape(-1, block, 1, width) for x in queries]
+        columns = [y.reshape(-1, 1, block, width) for y in keys]
+        own = [jnp.stack([(x * inside * y).sum(axis=-1) for y in columns], axis=-1) for x in rows]
+        scores = jnp.stack(own, axis=2)  # [N, s, len(xs), s, len(ys)], then [N, s * len(xs), s * len(ys)] in runs of s
+        scores = scores.reshape(-1, block * len(xs), block * len(ys))
         for head, tail in self.halves:
             across = dot_nt(decayed(queries, 1, spread(head)), decayed(keys, 0, spread(tail)))
             within = scores.reshape(-1, 2, *across.shape[1:])
