@@ -7,6 +7,7 @@ CONFORMANCE = "tests/conformance/test_mixers.py"
 LOSSES = "tests/distill/test_losses.py"
 PACKED = "test_packed_documents_are_separate_documents"
 CHUNKS = f"{RECURRENCE}::test_chunkwise_is_the_oracle"
+GUARD = "tests/bench/test_guard.py::test_nothing_is_quadratic_or_fatter_than_it_was"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,5 +335,22 @@ BUGS = (
         "self.norm(x).astype(accumulator(x))",
         "self.norm(x)",
         ("tests/nn/test_feature_map.py::test_every_map_keeps_its_promises[rebased]",),
+    ),
+    # What it costs
+    Bug(
+        "scores of all pairs of tokens beside a recurrence, times zero",
+        "mixers/gated_retention.py",
+        "        y = self.qkv.o(self.norm(o) * jax.nn.silu(self.gate(x)))\n",
+        '        scores = 0 * jnp.einsum("bthk,bshk->bhts", q, k)\n'
+        '        o = o + jnp.einsum("bhts,bshv->bthv", scores, v)\n'
+        "        y = self.qkv.o(self.norm(o) * jax.nn.silu(self.gate(x)))\n",
+        (f"{GUARD}[gated_retention]",),
+    ),
+    Bug(
+        "chunks twice as long",
+        "ops/recurrence/__init__.py",
+        "chunk_size = default_chunk(k.shape[-1])",
+        "chunk_size = 2 * default_chunk(k.shape[-1])",
+        (f"{GUARD}[op/delta]", f"{GUARD}[retnet]"),
     ),
 )
