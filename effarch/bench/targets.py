@@ -52,6 +52,7 @@ class Target:
             "TPU_ACCELERATOR_TYPE": self.accelerator,
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_WORKER_ID": "0",
+            "TPU_LOG_DIR": "disabled",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs on it, so processes need not take turns
         }
 
@@ -140,8 +141,9 @@ class Estimate:
     Attributes:
       target: its name. memory: bytes as the compiler allots them, None where it refused or does not say.
       counts: what the compiled program does. flops: of all matrix products. seconds: estimated, the roofline.
-      bound: "compute" or "memory", whichever takes longer. source: "compiled" where products were counted in the
-        program, "formula" where kernels hide them and the program's own count stands in.
+      bound: "compute" or "memory", whichever takes longer.
+      source: "compiled" where the program was counted, "formula" where kernels or loops of a length that is decided at
+        run time hide what it does; then its useful FLOPs and least traffic stand in.
       compile_seconds: measured, here. reason: why it would not run, "" if it would.
     """
 
@@ -161,19 +163,19 @@ class Compilable(Protocol):
 
     run: Callable[..., Any]
     flops: int | None
+    bytes: int | None
 
     def arguments(self, key: Any) -> tuple[Any, ...]:
         """Inputs, drawn with ``key``; traced for their shapes only."""
         ...
 
 
-def compile_for(target: Target, program: Compilable, *, donated: tuple[int, ...] = (), kind: str = "f32") -> Estimate:
+def compile_for(target: Target, program: Compilable, *, donated: tuple[int, ...] = ()) -> Estimate:
     """Compiles one program for one device of the target, in a process with its ``environment()``.
 
     Args:
       target: from ``get``. program: its ``run`` and the shapes of its ``arguments``.
       donated: numbers of the arguments whose memory results may take.
-      kind: arithmetic of products that cannot be counted, one of ``products.KINDS``.
 
     Raises:
       UserError: the compiler is not installed.
@@ -196,15 +198,22 @@ def compile_for(target: Target, program: Compilable, *, donated: tuple[int, ...]
         return Estimate(target.name, None, None, program.flops, None, "", "", seconds, does_not_fit(str(error)))
     seconds = time.perf_counter() - start
     held, done = memory(compiled), counts(compiled)
+    flops, traffic, source = done.flops, done.traffic, "compiled"
+    if done.total_flops is None:
+        flops = None if program.flops is None else {_arithmetic(arguments): program.flops}
+        traffic, source = program.bytes, "formula"
     fits = held is None or held.total <= target.memory
     reason = "" if fits or held is None else f"does not fit ({held.total} bytes)"
-    by_kind = done.flops if done.total_flops is not None else None
-    source = "compiled" if by_kind is not None else "formula"
-    if by_kind is None and program.flops is not None:
-        by_kind = {kind: program.flops}
-    took, bound = roofline(target, by_kind, done.traffic) if fits else (None, "")
-    flops = None if by_kind is None else sum(by_kind.values())
-    return Estimate(target.name, held, done, flops, took, bound, source, seconds, reason)
+    took, bound = roofline(target, flops, traffic) if fits else (None, "")
+    total = None if flops is None else sum(flops.values())
+    return Estimate(target.name, held, done, total, took, bound, source, seconds, reason)
+
+
+def _arithmetic(arguments: Any) -> str:
+    """What products of these ask for where they cannot be seen."""
+    import jax
+
+    return "bf16" if any(x.dtype.itemsize == 2 for x in jax.tree.leaves(arguments)) else "f32_highest"
 
 
 def roofline(target: Target, flops: Mapping[str, int] | None, traffic: int | None) -> tuple[float | None, str]:

@@ -20,11 +20,15 @@ import jax, jax.numpy as jnp
 from effarch.bench.targets import compile_for, get
 
 class Program:
-    flops = 7
+    flops, bytes = 7, 11
     def arguments(self, key):
         return jax.random.normal(key, (256, 128), jnp.bfloat16), jnp.zeros((12, 256, 128), jnp.bfloat16)
     def run(self, x, xs):
         return jax.lax.scan(lambda c, x: (c + x @ (x.T @ x), None), x, xs)[0]
+
+class Until(Program):
+    def run(self, x, xs):
+        return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ (x.T @ x), x)
 
 class Huge(Program):
     def arguments(self, key):
@@ -32,7 +36,7 @@ class Huge(Program):
     def run(self, x):
         return (x + 1) @ x
 
-print(json.dumps([dataclasses.asdict(compile_for(get(sys.argv[1]), p())) for p in (Program, Huge)]))
+print(json.dumps([dataclasses.asdict(compile_for(get(sys.argv[1]), p())) for p in (Program, Until, Huge)]))
 """
 
 
@@ -48,11 +52,13 @@ def test_a_program_compiles_for_a_target_and_one_too_large_does_not_fit(name):
         command, capture_output=True, text=True, timeout=300, env=environment | {"PYTHONPATH": path}, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    small, huge = json.loads(done.stdout)
+    small, until, huge = json.loads(done.stdout)
     assert small["source"] == "compiled" and small["reason"] == ""
     assert small["flops"] == 12 * 2 * 2 * 256 * 128 * 128 and small["counts"]["loops"] == 12
     assert small["memory"]["arguments"] == 13 * 256 * 128 * 2
     assert small["seconds"] >= small["flops"] / target.peaks["bf16"]
+    assert (until["source"], until["flops"], until["counts"]["loops"]) == ("formula", 7, None)
+    assert until["seconds"] == max(7 / target.peaks["bf16"], 11 / target.bandwidth)
     assert huge["seconds"] is None and huge["reason"].startswith("does not fit (")
     assert int(huge["reason"].split("(")[1].split()[0]) >= 2**37
 
