@@ -143,7 +143,7 @@ class Estimate:
       counts: what the compiled program does. flops: of all matrix products. seconds: estimated, the roofline.
       bound: "compute" or "memory", whichever takes longer.
       source: "compiled" where the program was counted, "formula" where kernels or loops of a length that is decided at
-        run time hide what it does; then its useful FLOPs and least traffic stand in.
+        run time hide what it does; then its useful FLOPs and, where loops do, its least traffic stand in.
       compile_seconds: measured, here. reason: why it would not run, "" if it would.
     """
 
@@ -201,7 +201,7 @@ def compile_for(target: Target, program: Compilable, *, donated: tuple[int, ...]
     flops, traffic, source = done.flops, done.traffic, "compiled"
     if done.total_flops is None:
         flops = None if program.flops is None else {_arithmetic(arguments): program.flops}
-        traffic, source = program.bytes, "formula"
+        traffic, source = (program.bytes if traffic is None else traffic), "formula"
     fits = held is None or held.total <= target.memory
     reason = "" if fits or held is None else f"does not fit ({held.total} bytes)"
     took, bound = roofline(target, flops, traffic) if fits else (None, "")
