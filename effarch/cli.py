@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from effarch.mixers.base import MixerConfig
 
 
-Verb = tuple[type[Config], Callable[..., int], str | None]  # schema, function, positional
+Verb = tuple[type[Config], Callable[..., int], tuple[str, ...]]  # schema, function, positionals
 
 
 class ListConfig(Config):
@@ -112,19 +112,27 @@ def generate(config: GenerateConfig) -> int:
 def bench() -> Verb:
     """``effarch bench``, whose config names mixers."""
     import effarch.mixers  # noqa: F401  (registers)
-    from effarch.bench.command import BenchConfig
     from effarch.bench.command import bench as measure
+    from effarch.bench.config import BenchConfig
 
-    return BenchConfig, measure, None
+    return BenchConfig, measure, ()
+
+
+def bench_compare() -> Verb:
+    """``effarch bench compare BEFORE AFTER``."""
+    from effarch.bench.compare import CompareConfig, compare
+
+    return CompareConfig, compare, ("before", "after")
 
 
 VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "list": (
-        lambda: (ListConfig, list_mixers, None),
+        lambda: (ListConfig, list_mixers, ()),
         "Lists every registered mixer, and the state it carries in a model of some width.",
     ),
-    "bench": (bench, "Measures how time and memory of mixers grow with the length."),
-    "generate": (lambda: (GenerateConfig, generate, "run"), "Continues a prompt with the model of a run."),
+    "bench": (bench, "Measures time and memory of ops, mixers, blocks and models over the length."),
+    "bench compare": (bench_compare, "Compares two reports of effarch bench; exit code 1 where something regressed."),
+    "generate": (lambda: (GenerateConfig, generate, ("run",)), "Continues a prompt with the model of a run."),
 }
 
 
@@ -133,21 +141,23 @@ def run(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print("usage: effarch VERB [key=value ...]\n")
-        print("\n".join(f"  {name:10}{description}" for name, (_, description) in VERBS.items()))
+        print("\n".join(f"  {name:15}{description}" for name, (_, description) in VERBS.items()))
         return 0 if words else 2
     if words[0] not in VERBS:
         print(f'error: unknown verb "{words[0]}"{did_you_mean(words[0], VERBS)}', file=sys.stderr)
         return 2
-    parts, description = VERBS[words[0]]
-    schema, function, positional = parts()
+    length = 2 if " ".join(words[:2]) in VERBS else 1
+    verb = " ".join(words[:length])
+    parts, description = VERBS[verb]
+    schema, function, positionals = parts()
     return main(
         schema,
         function,
-        argv=words[1:],
-        prog=f"effarch {words[0]}",
+        argv=words[length:],
+        prog=f"effarch {verb}",
         description=description,
-        positional=positional,
-        required=positional is not None,
+        positional=positionals,
+        required=bool(positionals),
     )
 
 

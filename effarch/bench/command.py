@@ -1,64 +1,78 @@
-"""``effarch bench``: how time, compiled memory and the operations that mixers count grow with T."""
+"""``effarch bench``: measures, shows progress, and writes a report."""
 
-from typing import cast
+import shlex
+import sys
+from pathlib import Path
 
-import pydantic
+from effarch.bench.config import BenchConfig
+from effarch.bench.records import Records
+from effarch.bench.report import tables, write_report
+from effarch.bench.run import Row, ask, measure_all, seconds
+from effarch.bench.subject import Subject
+from effarch.bench.summary import reasons, took
+from effarch.config import UserError
+from effarch.eval.table import context, count, size
 
-from effarch.bench.scaling import exponent, measure
-from effarch.config import Config, UserError
-from effarch.eval.table import Column, Table, context, size
-from effarch.mixers.base import MixerChoice, MixerConfig
-from effarch.mixers.softmax_attention import SoftmaxAttention
-from effarch.registry import configs
 
-
-class BenchConfig(Config):
-    """What to measure: mixers in the place of softmax attention with heads of 64, forward and backward, float32."""
-
-    mixers: tuple[MixerChoice, ...] = pydantic.Field(
-        (), description="names, or mappings with keys of the mixer; empty: all whose length is not fixed"
-    )
-    dim: int = pydantic.Field(128, gt=0, multiple_of=64, description="width of the model; heads are 64 wide")
-    lengths: tuple[int, ...] = pydantic.Field((8192, 16384, 32768, 65536), description="tokens T, ascending")
-    batch_size: int = pydantic.Field(1, gt=0, description="rows")
-    repeats: int = pydantic.Field(3, gt=0, description="runs of each length; the fastest counts")
-
-    def chosen(self) -> dict[str, MixerConfig]:
-        """The mixers with the head layout of the attention that they replace; names say what is not the default."""
-        heads = self.dim // 64
-        attention = SoftmaxAttention(num_heads=heads, num_kv_heads=heads, head_dim=64)
-        known = cast(dict[str, type[MixerConfig]], configs("mixer")).values()
-        every = self.mixers or tuple(cls() for cls in known if not cls.fixed_length)
-        return {f"{m.type_name} {m.differences(type(m)())}".strip(): m.matching(attention) for m in every}
+def line(subject: Subject, row: Row) -> str:
+    """A row as it is told while the run goes on."""
+    about = f"{subject.level} {subject.label}, {subject.mode}, T = {context(subject.length)}"
+    about += f", for {subject.target}" if subject.target else ""
+    if (spent := took(row)) is None:
+        return f"{about}: {row.get('reason') or 'compiled'}"
+    parts = [f"{spent:.3g} s{'' if seconds(row) else ' (estimated)'}", f"{count(row['tokens'] / spent)} tokens/s"]
+    parts += [f"temporaries {size(row['temporary_bytes'])}"] if row.get("temporary_bytes") is not None else []
+    parts += [row["reason"]] if row.get("reason") else []
+    return f"{about}: {', '.join(parts)}"
 
 
 def bench(config: BenchConfig) -> int:
-    """Measures the mixers one after another and prints the table of their exponents."""
-    columns = (
-        Column("name", "mixer"),
-        Column("memory", "memory ~ T^", format=".3f"),
-        Column("bytes", "per token", format=size),
-        Column("flops", "flops ~ T^", format=".3f"),
-        Column("time", "time ~ T^", format=".3f"),
-        *(Column(str(length), context(length), "s", format=".3g") for length in config.lengths),
-    )
-    rows, chosen, dim = [], config.chosen(), config.dim
-    for number, (name, mixer) in enumerate(chosen.items(), 1):
-        try:
-            found = measure(mixer, dim, config.lengths, batch_size=config.batch_size, repeats=config.repeats)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        rows.append(
-            {
-                "name": name,
-                "memory": found.memory_exponent,
-                "bytes": found.bytes_per_token,
-                "flops": exponent(config.lengths, [mixer.flops(dim, time) for time in config.lengths]),
-                "time": found.time_exponent,
-                **{str(t): s for t, s in zip(found.lengths, found.seconds, strict=True)},
-            }
-        )
-        told = f"memory {found.memory_exponent:.3f}, time {found.time_exponent:.3f}"
-        print(f"[{number}/{len(chosen)}] {name}: {told}", flush=True)
-    print(Table(columns, tuple(rows)).plain())
+    """Measures what the config names, prints the tables, and writes the report into the folder of the run."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    subjects = config.subjects()
+    machine = ask({"machine": shlex.join(["effarch", *sys.argv[1:]])})
+    if "date" not in machine:
+        raise UserError(f"bench: no process can be started here: {machine.get('reason')}")
+    folder = Path(config.output_dir) / config.run_name
+    console = Console(highlight=False, soft_wrap=True)
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Records(folder, machine) as records:
+        kept = len(records.rows)
+        if kept:
+            console.print(f"{folder}: {kept} rows are kept")
+        with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("ceilings", total=len(subjects))
+            ceilings = {} if config.targets else _ceilings(records, config.dtype)
+
+            def done(subject: Subject, row: Row) -> None:
+                progress.update(task, advance=1, description=subject.label)
+                progress.console.print(line(subject, row))
+
+            rows = measure_all(
+                subjects,
+                records,
+                repeats=config.repeats,
+                time_limit=config.time_limit,
+                memory_limit=None if config.memory_limit is None else config.memory_limit * 2**30,
+                done=done,
+            )
+    page = write_report(folder, rows, machine=machine, ceilings=ceilings, accuracy=config.accuracy)
+    for heading, table in tables(rows, ceilings).items():
+        print(f"\n{heading}\n\n{table.plain(console.width if console.is_terminal else None)}")
+    if why := reasons(rows):
+        print("\nnot measured:\n  " + "\n  ".join(why))
+    print(f"\n{page}")
     return 0
+
+
+def _ceilings(records: Records, dtype: str) -> dict[str, float]:
+    """Of this machine, kept with the rows."""
+    key = f"ceilings {dtype}"
+    if key not in records.rows:
+        found = ask({"ceilings": dtype})
+        if "reason" in found:
+            return {}
+        records.add({"key": key, "ceilings": found})
+    return records.rows[key]["ceilings"]

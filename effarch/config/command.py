@@ -77,7 +77,7 @@ def main(
     argv: Sequence[str] | None = None,
     prog: str,
     description: str = "",
-    positional: str | None = "config",
+    positional: str | tuple[str, ...] = "config",
     required: bool = False,
 ) -> int:
     """Parses a command line, builds the config and calls ``run(config)``; the caller does ``sys.exit(main(...))``.
@@ -89,9 +89,8 @@ def main(
       argv: the arguments (default: those of this process).
       prog: the command as the user types it, for ``--help``.
       description: what the command does, for ``--help``.
-      positional: ``"config"`` takes one YAML file; another name takes one value for that key of the schema; None
-        takes nothing.
-      required: whether the positional must be there.
+      positional: ``"config"`` takes one YAML file; names of keys of the schema take a value each, in their order.
+      required: whether the positionals must be there.
 
     Returns:
       The exit code: what ``run`` returned, or 0; 2 after a user's mistake (``error:`` lines on stderr); 130 after
@@ -102,7 +101,7 @@ def main(
         if "help" in flags:
             print(_help(schema, prog, description, positional, required))
             return 0
-        path = _take_positional(words, overrides, positional, required)
+        path = _take_positionals(words, overrides, positional, required)
         config = load(schema, path, overrides)
         if "print_config" in flags:
             print(to_yaml(config), end="")
@@ -122,26 +121,29 @@ def main(
         return INTERRUPTED
 
 
-def _take_positional(words: list[str], overrides: list[str], positional: str | None, required: bool) -> str | None:
-    """The path of the YAML file; a positional that is a key becomes an override."""
-    allowed = 0 if positional is None else 1
-    surplus = [f'expected key=value, got "{word}"' for word in words[allowed:]]
-    if required and not words:
-        surplus.append(f"missing {_placeholder(positional)}")
+def _take_positionals(
+    words: list[str], overrides: list[str], positional: str | tuple[str, ...], required: bool
+) -> str | None:
+    """The path of the YAML file; positionals that are keys become overrides."""
+    names = (positional,) if isinstance(positional, str) else positional
+    surplus = [f'expected key=value, got "{word}"' for word in words[len(names) :]]
+    if required:
+        surplus += [f"missing {_placeholder(name)}" for name in names[len(words) :]]
     if surplus:
         raise UserError(*surplus)
-    if words and positional != "config":
-        overrides.insert(0, f"{positional}={words[0]}")
-    return words[0] if words and positional == "config" else None
+    if positional == "config":
+        return words[0] if words else None
+    overrides[:0] = [f"{name}={word}" for name, word in zip(names, words, strict=False)]
+    return None
 
 
-def _placeholder(positional: str | None) -> str:
-    return "CONFIG.yaml" if positional == "config" else str(positional).upper()
+def _placeholder(name: str) -> str:
+    return "CONFIG.yaml" if name == "config" else name.upper()
 
 
-def _help(schema: type[Config], prog: str, description: str, positional: str | None, required: bool) -> str:
-    place = _placeholder(positional) if positional else ""
-    words = [prog, place if required or not place else f"[{place}]", "[key=value ...]"]
+def _help(schema: type[Config], prog: str, description: str, positional: str | tuple[str, ...], required: bool) -> str:
+    places = [_placeholder(name) for name in ((positional,) if isinstance(positional, str) else positional)]
+    words = [prog, *(place if required else f"[{place}]" for place in places), "[key=value ...]"]
     flags = [f"--{name.replace('_', '-')}" for name in FLAGS]
     width = max(len(flag) for flag in flags)
     return "\n".join(

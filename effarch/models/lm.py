@@ -12,7 +12,7 @@ from flax import nnx
 
 from effarch import axes
 from effarch.config import Config
-from effarch.mixers.base import Context, LayerInfo, Progress
+from effarch.mixers.base import Context, LayerInfo, MixerConfig, Progress
 from effarch.models.block import TAPS, Block, BlockConfig, NormKind, make_norm
 from effarch.models.stack import Body, Layout, make_stack, scan_layers
 from effarch.nn.embedding import Embedding
@@ -62,6 +62,10 @@ class LMConfig(Config):
             if not block.mixer.causal:  # it would see the token that is to be predicted
                 raise ValueError(f"pattern: expected causal mixers in a language model, got {block.mixer.type_name}")
         return pattern
+
+    def with_mixer(self, mixer: MixerConfig) -> Self:
+        """This model with a mixer in the place of every other, with the head layout of what it stands in for."""
+        return self.replace(pattern=tuple(b.replace(mixer=mixer.matching(b.mixer)) for b in self.pattern))
 
     def state_bytes(self, time: int) -> int:
         """Bytes that decoding carries per row with ``time`` tokens of context, all layers."""

@@ -1,6 +1,6 @@
 """The platform that a program is traced for, where the best form of an op depends on it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,7 +15,7 @@ def platform() -> str:
 
 
 @contextmanager
-def tracing_for(name: str) -> Iterator[None]:
+def tracing_for(name: str) -> Generator[None]:
     """Programs traced inside are meant for another platform: for compiling ahead of time for a machine elsewhere.
 
     Read while tracing: enter it inside the jitted function.

@@ -84,7 +84,7 @@ def test_print_config_prints_what_load_reads(capsys, file):
 def test_positionals(capsys):
     assert call("5", schema=Needy, positional="size") == (0, [(Needy(size=5), False)])
     assert call("5", "word=y z", schema=Needy, positional="size")[1] == [(Needy(size=5, word="y z"), False)]
-    assert call("a", "b", positional=None) == (2, [])
+    assert call("a", "b", positional=()) == (2, [])
     assert call(required=True) == (2, [])
     assert capsys.readouterr().err == (
         'error: expected key=value, got "a"\nerror: expected key=value, got "b"\nerror: missing CONFIG.yaml\n'

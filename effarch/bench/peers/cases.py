@@ -6,59 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effarch.ops.attention import softmax_attention
-from effarch.ops.recurrence import Constant, Delta, Diagonal, DiagonalPlusRankOne, Scalar, Transition, linear_recurrence
+from effarch.bench import ops
+from effarch.bench.ops import TRANSITIONS
 from effarch.typing import Array
 
 Inputs = Mapping[str, np.ndarray]
 
-TRANSITIONS: dict[str, Callable[[Mapping[str, Array]], Transition]] = {
-    "constant": lambda x: Constant(retention_decay(x["v"].shape[2])),
-    "scalar": lambda x: Scalar(x["log_decay"]),
-    "diagonal": lambda x: Diagonal(x["log_decay"]),
-    "delta": lambda x: Delta(x["beta"]),
-    "gated_delta": lambda x: Delta(x["beta"], x["log_decay"]),
-    "diagonal_plus_rank_one": lambda x: DiagonalPlusRankOne(x["log_decay"], x["p"], x["r"]),
-}
 OPS = ("softmax", *TRANSITIONS)
 
 
-def retention_decay(heads: int) -> Array:
-    """RetNet's fixed decays ``[H]``, natural logarithms."""
-    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=jnp.float32))))
-
-
 def draw(op: str, seed: int, *, batch: int, length: int, heads: int, head_dim: int) -> dict[str, np.ndarray]:
-    """Inputs of an op, float32: q, k and v ``[B, T, H, K]`` and what its transition takes.
-
-    Keys are of unit length where a delta rule would diverge otherwise; log-decays are natural, in (-0.5, 0).
-    """
-    rng = np.random.default_rng(seed)
-    shape = (batch, length, heads, head_dim)
-
-    def normal() -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    def unit() -> np.ndarray:
-        x = normal()
-        return x / np.sqrt((x**2).sum(-1, keepdims=True))
-
-    def log_decay(*sizes: int) -> np.ndarray:
-        return -rng.uniform(1e-3, 0.5, size=sizes).astype(np.float32)
-
-    if op == "softmax":
-        return {"q": normal(), "k": normal(), "v": normal()}
-    found = {"q": normal() * np.float32(head_dim**-0.5), "k": unit(), "v": normal()}
-    if op in ("scalar", "gated_delta"):
-        found["log_decay"] = log_decay(*shape[:3])
-    if op in ("diagonal", "diagonal_plus_rank_one"):
-        found["log_decay"] = log_decay(*shape)
-    if op in ("delta", "gated_delta"):
-        found["beta"] = rng.uniform(0.05, 0.95, size=shape[:3]).astype(np.float32)
-    if op == "diagonal_plus_rank_one":  # RWKV-7's: what stands at a key is read and written back in part
-        found["r"] = unit()
-        found["p"] = -found["r"] * rng.uniform(0.05, 0.95, size=(*shape[:3], 1)).astype(np.float32)
-    return found
+    """Inputs of an op, float32, as :func:`effarch.bench.ops.draw` draws them."""
+    sizes = {"batch": batch, "length": length, "heads": heads, "head_dim": head_dim}
+    drawn = jax.jit(lambda key: ops.draw(op, key, dtype=jnp.float32, **sizes))(jax.random.key(seed))
+    return {name: np.asarray(x) for name, x in drawn.items()}
 
 
 def ours(op: str) -> Callable[[Mapping[str, Array]], Array]:
@@ -69,10 +30,7 @@ def ours(op: str) -> Callable[[Mapping[str, Array]], Array]:
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
-    if op == "softmax":
-        return lambda x: softmax_attention(x["q"], x["k"], x["v"])
-    transition = TRANSITIONS[op]
-    return lambda x: linear_recurrence(x["q"], x["k"], x["v"], transition=transition(x))[0]
+    return ops.OPS[op].forward
 
 
 def reference(op: str, inputs: Inputs, cotangent: np.ndarray, dtype: str) -> dict[str, np.ndarray]:

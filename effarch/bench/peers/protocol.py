@@ -31,10 +31,16 @@ class Peer:
     prepare: Callable[[Tensors], Tensors] = _unchanged
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
-    def unavailable(self, dtype: str = "float32") -> str | None:
-        """Why it cannot run here, in words; None where it can."""
+    def missing(self) -> str | None:
+        """What must be installed, in words; None where all is. Imports nothing."""
         if absent := [module for module in self.modules if importlib.util.find_spec(module) is None]:
             return f"{self.name}: {', '.join(absent)} is not installed; pip install 'effarch[peers]'"
+        return None
+
+    def unavailable(self, dtype: str = "float32") -> str | None:
+        """Why it cannot run here, in words; None where it can."""
+        if absent := self.missing():
+            return absent
         if dtype not in self.dtypes:
             return f"{self.name}: takes {', '.join(self.dtypes)}, not {dtype}"
         if self.gpu:
