@@ -118,7 +118,7 @@ class BenchConfig(Config):
         else:
             for mixer, baseline in self._mixers():
                 if mixer.causal or mode != "decode":
-                    yield {"name": named(mixer), "mixer": mixer, "baseline": baseline}
+                    yield {"name": named(mixer), "mixer": mixer.matching(self._attention()), "baseline": baseline}
 
     def _ops(self, mode: Mode) -> Iterator[dict[str, Any]]:
         names = [op for op in OPS if op in (self.ops or OPS) or (self.baselines and op in BASELINES)]
@@ -130,15 +130,17 @@ class BenchConfig(Config):
                 if peer.missing() is None:
                     yield {"name": op, "peer": peer.name, "baseline": op in BASELINES}
 
+    def _attention(self) -> SoftmaxAttention:
+        """What mixers stand in for: as many heads of 64 as the width has room for."""
+        return SoftmaxAttention(num_heads=self.dim // 64, num_kv_heads=self.dim // 64, head_dim=64)
+
     def _mixers(self) -> Iterator[tuple[MixerConfig, bool]]:
-        attention = SoftmaxAttention(num_heads=self.dim // 64, num_kv_heads=self.dim // 64, head_dim=64)
-        windows = [SlidingWindow(window=512, sinks=sinks).matching(attention) for sinks in (0, 4)]
-        baselines = [attention, *windows] if self.baselines else []
-        yield from ((mixer, True) for mixer in baselines)
+        """As they were chosen, and whether they are baselines."""
+        baselines = [SoftmaxAttention(), SlidingWindow(window=512, sinks=0), SlidingWindow(window=512, sinks=4)]
         known = cast(dict[str, type[MixerConfig]], configs("mixer")).values()
         every = self.mixers or tuple(cls() for cls in known if not cls.fixed_length)
-        matched = (mixer.matching(attention) for mixer in every)
-        yield from ((mixer, False) for mixer in matched if mixer not in baselines)
+        yield from ((mixer, True) for mixer in baselines if self.baselines)
+        yield from ((mixer, False) for mixer in every if not (self.baselines and mixer in baselines))
 
     def _models(self) -> Iterator[dict[str, Any]]:
         base = read_model(self.model)
@@ -148,11 +150,8 @@ class BenchConfig(Config):
 
 
 def named(mixer: MixerConfig) -> str:
-    """The mixer's type, and what is not its default beside the head layout that all share."""
-    layout = {"num_heads", "num_kv_heads", "head_dim", "value_head_dim", "channels"}
-    plain = type(mixer)()
-    told = mixer.differences(plain.replace(**{n: getattr(mixer, n) for n in layout if n in type(mixer).model_fields}))
-    return f"{mixer.type_name} {told}".strip()
+    """The mixer's type, and what is not its default."""
+    return f"{mixer.type_name} {mixer.differences(type(mixer)())}".strip()
 
 
 def read_model(path: str | None) -> LMConfig:

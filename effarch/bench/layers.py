@@ -125,7 +125,7 @@ def _layer(
     if length <= DECODED:
         raise ValueError(f"lengths: expected more than the {DECODED} tokens that are decoded, got {length}")
     done = batch * (flops(dim, length) - flops(dim, length - DECODED))
-    return Program(decode, carried, batch * DECODED, done, held, donated=(2,))
+    return Program(decode, carried, batch * DECODED, done, held, donated=(2,), rounds=DECODED)
 
 
 def _read(state: PyTree, count: int) -> PyTree:
@@ -187,4 +187,4 @@ def model_program(config: LMConfig, mode: str, *, batch: int, length: int) -> Pr
         return nnx.split(lm)[1], filled_state(lm, batch, length, DECODED), tokens(key, 1)[:, 0]
 
     done = batch * (flops(length) - flops(length - DECODED))
-    return Program(decode, carried, batch * DECODED, done, held, donated=(1,))
+    return Program(decode, carried, batch * DECODED, done, held, donated=(1,), rounds=DECODED)

@@ -210,7 +210,7 @@ def _decoding(op: str, length: int, *, batch: int, heads: int, head_dim: int, dt
         raise ValueError(f"lengths: expected more than the {DECODED} tokens that are decoded, got {length}")
     done = batch * (what.flops(length, heads, head_dim) - what.flops(length - DECODED, heads, head_dim))
     held = tree_bytes(jax.eval_shape(lambda: what.state(1, length, heads, head_dim, dtype)))
-    return Program(run, arguments, batch * DECODED, done, held, donated=(0,))
+    return Program(run, arguments, batch * DECODED, done, held, donated=(0,), rounds=DECODED)
 
 
 def filled(key: Array, make: Callable[[], Any]) -> Any:

@@ -20,6 +20,7 @@ class Program:
       flops: useful ones, counted by us (a multiply-add is two); None where nobody has counted.
       state_bytes: carried from token to token per row, all layers; None where nothing is.
       donated: numbers of the arguments whose memory results may take.
+      rounds: how often the arguments are read: once, or for every token that is decoded.
     """
 
     run: Callable[..., PyTree]
@@ -28,6 +29,7 @@ class Program:
     flops: int | None = None
     state_bytes: int | None = None
     donated: tuple[int, ...] = ()
+    rounds: int = 1
 
     def shapes(self) -> tuple[PyTree, ...]:
         """The shapes of the arguments."""
@@ -35,9 +37,9 @@ class Program:
 
     @property
     def bytes(self) -> int:
-        """The least that any implementation moves: arguments read once, results written once."""
+        """The least that any implementation moves: arguments read in every round, results written once."""
         given = self.shapes()
-        return tree_bytes(given) + tree_bytes(jax.eval_shape(self.run, *given))
+        return self.rounds * tree_bytes(given) + tree_bytes(jax.eval_shape(self.run, *given))
 
 
 def tree_bytes(tree: Any) -> int:

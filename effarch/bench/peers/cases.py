@@ -19,7 +19,7 @@ def draw(op: str, seed: int, *, batch: int, length: int, heads: int, head_dim: i
     """Inputs of an op, float32, as :func:`effarch.bench.ops.draw` draws them."""
     sizes = {"batch": batch, "length": length, "heads": heads, "head_dim": head_dim}
     drawn = jax.jit(lambda key: ops.draw(op, key, dtype=jnp.float32, **sizes))(jax.random.key(seed))
-    return {name: np.asarray(x) for name, x in drawn.items()}
+    return {name: np.array(x) for name, x in drawn.items()}  # copies, which torch may write to
 
 
 def ours(op: str) -> Callable[[Mapping[str, Array]], Array]:
