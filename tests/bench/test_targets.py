@@ -18,12 +18,14 @@ PROGRAM = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp
 from effarch.bench.targets import compile_for, get
+from effarch.ops.platform import platform
 
 class Program:
     flops, bytes = 7, 11
     def arguments(self, key):
         return jax.random.normal(key, (256, 128), jnp.bfloat16), jnp.zeros((12, 256, 128), jnp.bfloat16)
     def run(self, x, xs):
+        assert platform() == {"cuda": "gpu"}.get(get(sys.argv[1]).platform, "tpu")
         return jax.lax.scan(lambda c, x: (c + x @ (x.T @ x), None), x, xs)[0]
 
 class Until(Program):
