@@ -4,7 +4,9 @@ from typing import cast
 
 import pydantic
 
+from effarch.bench.elsewhere import estimates
 from effarch.bench.scaling import exponent, measure
+from effarch.bench.targets import get
 from effarch.config import Config, UserError
 from effarch.eval.table import Column, Table, context, size
 from effarch.mixers.base import MixerChoice, MixerConfig
@@ -22,6 +24,9 @@ class BenchConfig(Config):
     lengths: tuple[int, ...] = pydantic.Field((8192, 16384, 32768, 65536), description="tokens T, ascending")
     batch_size: int = pydantic.Field(1, gt=0, description="rows")
     repeats: int = pydantic.Field(3, gt=0, description="runs of each length; the fastest counts")
+    targets: tuple[str, ...] = pydantic.Field(
+        (), description="accelerators to compile for instead of running here: v5e, v5p, v6e, h100"
+    )
 
     def chosen(self) -> dict[str, MixerConfig]:
         """The mixers with the head layout of the attention that they replace; names say what is not the default."""
@@ -34,6 +39,8 @@ class BenchConfig(Config):
 
 def bench(config: BenchConfig) -> int:
     """Measures the mixers one after another and prints the table of their exponents."""
+    if config.targets:
+        return compiled(config)
     columns = (
         Column("name", "mixer"),
         Column("memory", "memory ~ T^", format=".3f"),
@@ -61,4 +68,25 @@ def bench(config: BenchConfig) -> int:
         told = f"memory {found.memory_exponent:.3f}, time {found.time_exponent:.3f}"
         print(f"[{number}/{len(chosen)}] {name}: {told}", flush=True)
     print(Table(columns, tuple(rows)).plain())
+    return 0
+
+
+def compiled(config: BenchConfig) -> int:
+    """Compiles the mixers for each target and prints what they need there; nothing runs."""
+    for target in [get(name) for name in config.targets]:
+        seconds, bytes_, rows = [], [], []
+        for row in estimates(
+            target, config.chosen(), dim=config.dim, lengths=config.lengths, batch_size=config.batch_size
+        ):
+            if not rows or rows[-1]["name"] != row["mixer"]:
+                rows.append({"name": row["mixer"]})
+            length, memory = row["length"], row["memory"]
+            rows[-1][f"bytes {length}"] = size(memory["temporaries"]) if memory else row["reason"]
+            rows[-1][f"seconds {length}"] = row["seconds"] if not row["reason"] else None
+            print(f"{target.name} {row['mixer']} T = {length}: {rows[-1][f'bytes {length}']}", flush=True)
+        for length in config.lengths:
+            bytes_.append(Column(f"bytes {length}", context(length), "temporary", format=str))
+            seconds.append(Column(f"seconds {length}", context(length), "s, estimated", format=".2e"))
+        print(f"{target.chip}: compiled, nothing ran. Bytes are the compiler's; times are rooflines.")
+        print(Table((Column("name", "mixer"), *bytes_, *seconds), tuple(rows)).plain())
     return 0

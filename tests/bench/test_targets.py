@@ -6,10 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+import effarch.mixers  # noqa: F401  (registers)
+from effarch import registry
 from effarch.bench import targets
+from effarch.bench.elsewhere import Gradient
 from effarch.bench.products import KINDS
+from effarch.cli import run
 from effarch.config import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -108,3 +114,30 @@ def test_the_roofline_is_the_longer_of_computing_and_moving():
     assert targets.roofline(v5e, {"f32_highest": 197 * 10**12}, 819)[0] == pytest.approx(6.0)
     assert targets.roofline(v5e, {"bf16": 197}, 2 * 819 * 10**9) == (2.0, "memory")
     assert targets.roofline(v5e, None, 1) == (None, "")
+
+
+def test_the_command_compiles_mixers_for_targets_and_names_mistakes(capsys, monkeypatch):
+    assert run(["bench", "targets=[v5ee]"]) == 2
+    assert 'did you mean "v5e"' in capsys.readouterr().err
+    words = ["bench", "mixers=[retnet]", "dim=64", "lengths=[64,128]", "targets=[v5e]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_found", lambda module: False)
+        assert run(words) == 2
+        assert "pip install 'effarch[tpu]'" in capsys.readouterr().err
+    if reason := targets.get("v5e").missing():
+        pytest.skip(reason)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert run(words) == 0
+    told = capsys.readouterr().out
+    assert "TPU v5e: compiled, nothing ran" in told and "estimated" in told and "retnet" in told
+
+
+def test_what_a_mixer_takes_elsewhere_is_what_it_takes_here():
+    config, dim = registry.get("mixer", "retnet").tiny()
+    program = Gradient(config, dim, 2, 64, "float32")
+    params, fixed, x = program.arguments(jax.random.key(0))
+    gradients, of_x = jax.jit(program.run)(params, fixed, x)
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, params) and of_x.shape == (2, 64, dim)
+    assert program.flops == 6 * config.flops(dim, 64)
+    held = sum(p.nbytes for p in jax.tree.leaves((params, fixed)))
+    assert program.bytes == 2 * (held + 4 * 2 * 64 * dim)
