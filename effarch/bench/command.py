@@ -4,6 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from effarch.bench import targets
 from effarch.bench.config import BenchConfig
 from effarch.bench.records import Records
 from effarch.bench.report import tables, write_report
@@ -31,6 +32,8 @@ def bench(config: BenchConfig) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    if missing := [reason for name in config.targets if (reason := targets.get(name).missing())]:
+        raise UserError(*missing)
     subjects = config.subjects()
     machine = ask({"machine": shlex.join(["effarch", *sys.argv[1:]])})
     if "date" not in machine:

@@ -173,7 +173,7 @@ def _drawings(group: Sequence[Curve], colors: Mapping[str, int]) -> dict[str, Ca
     mode, estimated = group[0].mode, bool(group[0].target)
 
     def lines(values: Mapping[str, Mapping[int, float]], y: str, format_y: Any, mark: Any = None) -> str:
-        series = [Series(_sloped(n, v, mode), colors[n], tuple(sorted(v.items()))) for n, v in values.items() if v]
+        series = [Series(_sloped(n, v, mode), colors[n], tuple(sorted(v.items()))) for n, v in values.items()]
         return plots.lines(
             series, x="tokens T", y=y, log="xy", format_x=context, format_y=format_y, mark=mark, legend=len(series) < 12
         )
@@ -185,7 +185,10 @@ def _drawings(group: Sequence[Curve], colors: Mapping[str, int]) -> dict[str, Ca
             drawings["Decoding: tokens per second over the context"] = lambda: lines(speeds, "tokens/s", count)
         return drawings
     times = {c.name: c.times for c in group if c.times}
-    memory = {c.name: c.temporaries for c in group if c.temporaries}
+    positive = {
+        c.name: {t: size for t, size in c.temporaries.items() if size} for c in group
+    }  # the axis is logarithmic
+    memory = {name: sizes for name, sizes in positive.items() if sizes}
     if times:
         label = "seconds, estimated" if estimated else "seconds"
         drawings[f"Time ({label})"] = lambda: lines(times, label, lambda s: f"{s:.2g}", _first_crossing(group))

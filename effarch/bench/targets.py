@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from effarch.bench.compiled import Counts, Memory, counts, memory
 from effarch.config import UserError, did_you_mean
+from effarch.ops.platform import tracing_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,12 @@ def compile_for(target: Target, program: Compilable, *, donated: tuple[int, ...]
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         jax.eval_shape(program.arguments, jax.random.key(0)),
     )
-    lowered = jax.jit(program.run, donate_argnums=donated).lower(*arguments)
+
+    def run(*given: Any) -> Any:
+        with tracing_for("gpu" if target.platform == "cuda" else target.platform):
+            return program.run(*given)
+
+    lowered = jax.jit(run, donate_argnums=donated).lower(*arguments)
     start = time.perf_counter()
     try:
         compiled = lowered.compile()

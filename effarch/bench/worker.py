@@ -83,8 +83,8 @@ def _target(subject: Any) -> dict[str, Any]:
     with tracing_for("tpu" if target.platform == "tpu" else "gpu"):
         if reason := subject.refused():
             return {"reason": reason}
-        found = targets.compile_for(target, program, donated=program.donated)
         traffic = program.bytes
+    found = targets.compile_for(target, program, donated=program.donated)
     held = found.memory
     return {
         "estimated_seconds": found.seconds,

@@ -89,6 +89,16 @@ def test_traffic_of_a_copy_is_what_is_read_and_written():
     assert counts(jax.jit(lambda x: x + 1).lower(x).compile()).traffic == 2 * x.nbytes
 
 
+def test_traffic_without_loops_is_what_the_compiler_counts():
+    def total(q, k, v):
+        return (jax.nn.dot_product_attention(q, k, v, is_causal=True) ** 2).sum()
+
+    x = np.zeros((2, 64, 4, 16), np.float32)
+    program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x).compile()
+    expected = program.cost_analysis()["bytes accessed"]
+    assert counts(program).traffic == pytest.approx(expected, rel=1e-2)
+
+
 def test_text_that_says_nothing_gives_nothing():
     assert counts("") == counts("no program") == Counts(None, None, None)
 

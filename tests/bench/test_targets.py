@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import effarch.mixers  # noqa: F401  (registers)
 from effarch.bench import targets
 from effarch.bench.products import KINDS
+from effarch.cli import run
 from effarch.config import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -18,12 +20,14 @@ PROGRAM = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp
 from effarch.bench.targets import compile_for, get
+from effarch.ops.platform import platform
 
 class Program:
     flops, bytes = 7, 11
     def arguments(self, key):
         return jax.random.normal(key, (256, 128), jnp.bfloat16), jnp.zeros((12, 256, 128), jnp.bfloat16)
     def run(self, x, xs):
+        assert platform() == {"cuda": "gpu"}.get(get(sys.argv[1]).platform, "tpu")
         return jax.lax.scan(lambda c, x: (c + x @ (x.T @ x), None), x, xs)[0]
 
 class Until(Program):
@@ -106,3 +110,20 @@ def test_the_roofline_is_the_longer_of_computing_and_moving():
     assert targets.roofline(v5e, {"f32_highest": 197 * 10**12}, 819)[0] == pytest.approx(6.0)
     assert targets.roofline(v5e, {"bf16": 197}, 2 * 819 * 10**9) == (2.0, "memory")
     assert targets.roofline(v5e, None, 1) == (None, "")
+
+
+def test_the_command_compiles_for_targets_and_names_mistakes(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run(["bench", "targets=[v5ee]"]) == 2
+    assert 'did you mean "v5e"' in capsys.readouterr().err
+    words = ["bench", "mixers=[retnet]", "dim=64", "lengths=[64,128]", "targets=[v5e]", "baselines=false"]
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_found", lambda module: False)
+        assert run(words) == 2
+        assert "pip install 'effarch[tpu]'" in capsys.readouterr().err
+    if reason := targets.get("v5e").missing():
+        pytest.skip(reason)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert run(words) == 0
+    told = capsys.readouterr().out
+    assert "compiled for v5e: memory exact, time estimated" in told and "(estimated)" in told and "retnet" in told
