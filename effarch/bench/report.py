@@ -128,8 +128,8 @@ def about_machine(machine: Mapping[str, Any], ceilings: Mapping[str, float]) -> 
 HOW = (
     "Medians of the runs after a warm-up, fresh random inputs each, results waited for; noise is half the range "
     "between the quartiles. Exponents are fitted from 8k tokens on, or to the larger half of shorter lengths, ± half "
-    'of the 95 % interval. "Of matmul" is the share of this machine\'s best matrix product that the useful FLOPs, '
-    "counted by us, reach at the largest length."
+    "of the 95 % interval. Shares say what the useful FLOPs, counted by us, reach at the largest length of this "
+    "machine's best large matrix product, and of its products of 64 x 64 matrices in the cache."
 )
 
 

@@ -86,7 +86,7 @@ def table(group: Sequence[Curve], ceilings: Mapping[str, float]) -> Table:
     lengths = sorted({t for curve in group for t in curve.rows})
     mode, estimated = group[0].mode, bool(group[0].target)
     shown = "tokens/s" if mode == "decode" else "s (est.)" if estimated else "s"
-    references = [c for c in group if c.name in SOFTMAX and c.times]
+    references = [c for c in group if c.baseline and c.times and not _is_peer(c)]
     columns = [
         Column("name", "what", align="left"),
         *(Column(f"t{t}", context(t), shown, ".3g" if mode != "decode" else count) for t in lengths),
@@ -96,6 +96,7 @@ def table(group: Sequence[Curve], ceilings: Mapping[str, float]) -> Table:
         Column("per_token", "temporaries per token", format=size),
         Column("resident", f"resident at {context(lengths[-1])}", format=size),
         Column("share", "of matmul", "%", percent),
+        Column("small", "of 64 x 64 products", "%", percent),
         Column("moved", "of copy", "%", percent),
         *(Column(f"cross {c.name}", f"faster than {c.name} from", format=crossing) for c in references),
         Column("state", f"state at {context(lengths[-1])}", format=size),
@@ -117,8 +118,11 @@ def _row(
     last = curve.rows[max(times)] if times else {}
     here, spent = not curve.target, took(last) if last else None
     growth, memory = fit(times) if curve.mode != "decode" else None, fit(curve.temporaries)
-    share = last["flops"] / spent / ceilings["matmul"] if here and spent and last.get("flops") and ceilings else None
-    moved = last["traffic"] / spent / ceilings["copy"] if here and spent and last.get("traffic") and ceilings else None
+
+    def reached(figure: str, ceiling: str) -> float | None:
+        known = here and spent and last.get(figure) and ceiling in ceilings
+        return last[figure] / spent / ceilings[ceiling] if known else None
+
     return {
         "name": curve.name,
         **{f"t{t}": figures.get(t) for t in lengths},
@@ -127,8 +131,9 @@ def _row(
         "memory": memory and interval(memory) if curve.mode != "decode" else None,
         "per_token": memory.per_token if memory and curve.mode != "decode" else None,
         "resident": curve.rows[lengths[-1]].get("resident_bytes") if lengths[-1] in curve.rows else None,
-        "share": share,
-        "moved": moved if curve.mode == "decode" else None,
+        "share": reached("flops", "matmul") if curve.mode != "decode" else None,
+        "small": reached("flops", "matmul_64") if curve.level == "op" and curve.mode != "decode" else None,
+        "moved": reached("traffic", "copy") if curve.mode == "decode" else None,
         **{f"cross {c.name}": crossover(times, c.times) for c in references if c is not curve},
         "state": curve.rows[lengths[-1]].get("state_bytes") if lengths[-1] in curve.rows else None,
         "even": even(curve) if curve.mode == "decode" else None,
