@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,24 @@ def test_checker_accepts_what_is_allowed(tmp_path, file, source):
 
 @pytest.mark.parametrize("module", ["effarch", "effarch.cli"])
 def test_importing_is_light(module):
-    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=120)
+    assert not loaded(module) & HEAVY
+
+
+@pytest.mark.parametrize("module", ["effarch.models.lm", "train.distill"])
+def test_what_takes_long_is_imported_where_it_is_used(module):
+    """Beyond what jax and flax bring themselves."""
+    assert not (loaded(module) - loaded("jax, flax.nnx")) & (HEAVY | {"grain", "pyarrow", "tensorstore", "torch"})
+
+
+@cache
+def loaded(modules: str) -> set[str]:
+    """What a fresh process has imported after ``import modules``."""
+    out = subprocess.run(
+        [sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)"],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert out.returncode == 0, out.stderr
-    assert out.stdout.split() == []
+    return set(out.stdout.split())

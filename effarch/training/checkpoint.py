@@ -1,7 +1,8 @@
 """Checkpoints: the whole training state, the data position and the run's metadata, in one folder per step.
 
-The one file that knows orbax. A state is stored flat, ``{"params.layers.w": array, ...}``, so that what is on disk can
-be compared with what we expect, name by name, before anything is read.
+The one file that knows orbax, which takes long to import and so is imported where it is used. A state is stored flat,
+``{"params.layers.w": array, ...}``, so that what is on disk can be compared with what we expect, name by name, before
+anything is read.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from orbax.checkpoint import v1 as ocp
 from pydantic import Field
 
 from effarch.config import Config, UserError
@@ -50,6 +50,8 @@ class Checkpoints:
     def __init__(self, folder: str | Path, every: int, keep: int) -> None:
         self._folder = _root(folder)
         self._every = every
+        from orbax.checkpoint import v1 as ocp
+
         with _explain(f"{self._folder}: cannot keep checkpoints here"):
             for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left)  # orbax would, too, but some time later
@@ -208,6 +210,8 @@ def _explain(what: str) -> Generator[None]:
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
+    from orbax.checkpoint import v1 as ocp
+
     with _explain(f"{folder}: the checkpoint cannot be read"):
         note = ocp.checkpointables_metadata(str(folder.absolute())).custom_metadata
         if not isinstance(note, dict) or set(note) != {"position", "metadata", "sums"}:
@@ -217,6 +221,8 @@ def _read_note(folder: Path) -> dict[str, Any]:
 
 def _read_arrays(folder: Path, tree: T, sums: dict[str, int], *, whole: bool) -> T:
     """Restores the arrays of ``tree``; with ``whole`` the checkpoint must hold nothing else."""
+    from orbax.checkpoint import v1 as ocp
+
     targets = {name: trees.target(x) for name, x in trees.flatten(tree).items()}
     with _explain(f"{folder}: the checkpoint cannot be read"):
         stored = ocp.checkpointables_metadata(str(folder.absolute())).metadata.get(_STATE)
