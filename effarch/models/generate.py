@@ -1,6 +1,8 @@
 """Generation: prefill, then one compiled loop of single tokens with constant memory.
 
-Prompts may have different lengths.
+Prompts may have different lengths. The loop unrolls the layers, which is fastest per token and takes long to compile:
+on one CPU core 2 s for 2 layers and 19 s for 24 (gated_deltanet; softmax attention: 2 s and 10 s), prefill as much
+again.
 """
 
 import dataclasses

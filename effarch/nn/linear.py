@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from effarch.ops.channels import over_tokens
+from effarch.ops.project import project
 from effarch.typing import Array, Float
 
 
@@ -42,5 +43,5 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32), axes=axes[len(inputs) :]) if bias else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
+        y = project(x, self.kernel[...].astype(x.dtype), self.contracted)
         return y if self.bias is None else y + over_tokens(self.bias[...], y)

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from effarch.distill.objectives import next_token
 from effarch.mixers.base import Context
 from effarch.models.lm import make_lm
 from effarch.models.stack import Layout, Stack, scan_layers
+from effarch.training.optimizer import OptimizerConfig, make_optimizer
+from effarch.training.state import make_state
+from effarch.training.step import make_step
 from tests.conformance.test_mixers import same_trees
 from tests.models import tiny
 from tests.tolerances import TOL, assert_close
@@ -146,3 +150,25 @@ def test_the_program_does_not_grow_with_depth():
     assert size(three.replace(num_layers=17)) < 1.05 * size(three.replace(num_layers=9))
     apart = SIMPLE.replace(scan_layers=False)
     assert size(apart.replace(num_layers=8)) > 2 * size(apart.replace(num_layers=2))
+
+
+@pytest.mark.parametrize(
+    ("names", "depths"),
+    [
+        (("gated_deltanet",), (2, 24)),
+        (("softmax_attention",), (2, 24)),
+        (("gated_deltanet",) * 3 + ("softmax_attention",), (8, 24)),
+    ],
+    ids=["gated_deltanet", "softmax_attention", "3 to 1"],
+)
+def test_a_training_step_of_a_deep_model_is_no_longer_program(names, depths):
+    def lines(layers: int) -> int:
+        config = tiny.config(*names, layers=layers)
+        graph, params, rest = nnx.split(jax.eval_shape(partial(make_lm, config)), nnx.Param, ...)
+        tx, _ = make_optimizer(OptimizerConfig(), steps=10)
+        state = jax.eval_shape(lambda params: make_state(params, rest, tx, 0), params)
+        batch = {name: tiny.tokens(1, 40) for name in ("tokens", "segment_ids", "loss_mask")}
+        return jax.jit(make_step(next_token(graph), tx)).lower(state, batch).as_text().count("\n")
+
+    shallow, deep = (lines(layers) for layers in depths)
+    assert deep < 1.1 * shallow
