@@ -129,7 +129,9 @@ HOW = (
     "Medians of the runs after a warm-up, fresh random inputs each, results waited for; noise is half the range "
     "between the quartiles. Exponents are fitted from 8k tokens on, or to the larger half of shorter lengths, ± half "
     "of the 95 % interval. Shares say what the useful FLOPs, counted by us, reach at the largest length of this "
-    "machine's best large matrix product, and of its products of 64 x 64 matrices in the cache."
+    "machine's best large matrix product, and of its products of 64 x 64 matrices in the cache. "
+    "Estimates are rooflines of what the compiled program computes and moves; at least, where kernels, or loops of a "
+    "length that is decided at run time, hide that."
 )
 
 

@@ -91,6 +91,7 @@ def table(group: Sequence[Curve], ceilings: Mapping[str, float]) -> Table:
         Column("name", "what", align="left"),
         *(Column(f"t{t}", context(t), shown, ".3g" if mode != "decode" else count) for t in lengths),
         Column("noise", "noise", "%", percent),
+        Column("estimate", "estimate", align="left"),
         Column("time", "time ~ T^"),
         Column("memory", "memory ~ T^"),
         Column("per_token", "temporaries per token", format=size),
@@ -117,6 +118,7 @@ def _row(
     noises = [spread(row["seconds"]) for row in curve.rows.values() if len(row.get("seconds") or ()) > 1]
     last = curve.rows[max(times)] if times else {}
     here, spent = not curve.target, took(last) if last else None
+    least = last.get("source") == "formula"  # at the least: crossing what is counted would say nothing
     growth, memory = fit(times) if curve.mode != "decode" else None, fit(curve.temporaries)
 
     def reached(figure: str, ceiling: str) -> float | None:
@@ -127,6 +129,7 @@ def _row(
         "name": curve.name,
         **{f"t{t}": figures.get(t) for t in lengths},
         "noise": max(noises) if noises else None,
+        "estimate": None if here or not spent else f"{last.get('bound')}, {'at least' if least else 'counted'}",
         "time": growth and interval(growth),
         "memory": memory and interval(memory) if curve.mode != "decode" else None,
         "per_token": memory.per_token if memory and curve.mode != "decode" else None,
@@ -134,7 +137,7 @@ def _row(
         "share": reached("flops", "matmul") if curve.mode != "decode" else None,
         "small": reached("flops", "matmul_64") if curve.level == "op" and curve.mode != "decode" else None,
         "moved": reached("traffic", "copy") if curve.mode == "decode" else None,
-        **{f"cross {c.name}": crossover(times, c.times) for c in references if c is not curve},
+        **{f"cross {c.name}": crossover(times, c.times) for c in references if c is not curve and not least},
         "state": curve.rows[lengths[-1]].get("state_bytes") if lengths[-1] in curve.rows else None,
         "even": even(curve) if curve.mode == "decode" else None,
         "compile": last.get("compile_seconds") if last else None,

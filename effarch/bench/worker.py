@@ -43,12 +43,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from effarch.bench.subject import Subject
 
     subject = Subject.model_validate(request["subject"])
+    if subject.target is not None:  # which refuses what the target, not this machine, has not
+        return _target(subject)
     if reason := subject.refused():
         return {"reason": reason}
     if subject.peer is not None:
         return _peer(subject, request)
-    if subject.target is not None:
-        return _target(subject)
     from effarch.bench.measure import measure
 
     limits = {name: request[name] for name in ("repeats", "time_limit", "memory_limit")}

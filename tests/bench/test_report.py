@@ -8,7 +8,7 @@ import re
 import pytest
 
 from effarch.bench.compare import compared
-from effarch.bench.report import write_report
+from effarch.bench.report import tables, write_report
 from effarch.bench.subject import Subject
 from effarch.cli import run
 
@@ -110,3 +110,24 @@ def test_noise_excuses_and_a_lost_row_does_not():
     assert compared(noisy, noisy | {"seconds": []})["verdict"] == "DOES NOT RUN"
     quiet = row("constant", 8192, 1.0, 5)
     assert compared(quiet, row("constant", 8192, 0.5, 5))["verdict"] == "faster"
+
+
+def test_an_estimate_at_the_least_crosses_nothing():
+    """What kernels hide is a bound from below: it may be crossed, but not itself be called faster."""
+
+    def curve(name, slope, source):
+        return [
+            row(name, t, 0.0, 5, target="v5e", estimated_seconds=slope * t, bound="memory", source=source)
+            | {"seconds": []}
+            for t in LENGTHS
+        ]
+
+    found = [
+        *curve("softmax", 2e-6, "formula"),
+        *curve("constant", 1e-6, "compiled"),
+        *curve("scalar", 1e-6, "formula"),
+    ]
+    (shown,) = tables(found, {}).values()
+    lines = {line.split()[0]: line for line in shown.plain().splitlines() if line.strip()}
+    assert "memory, counted" in lines["constant"] and "8k" in lines["constant"]
+    assert "memory, at least" in lines["scalar"] and "8k" not in lines["scalar"]

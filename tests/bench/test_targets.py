@@ -11,6 +11,8 @@ import pytest
 import effarch.mixers  # noqa: F401  (registers)
 from effarch.bench import targets
 from effarch.bench.products import KINDS
+from effarch.bench.run import ask
+from effarch.bench.subject import Subject
 from effarch.cli import run
 from effarch.config import UserError
 
@@ -127,3 +129,14 @@ def test_the_command_compiles_for_targets_and_names_mistakes(capsys, monkeypatch
     assert run(words) == 0
     told = capsys.readouterr().out
     assert "compiled for v5e: memory exact, time estimated" in told and "(estimated)" in told and "retnet" in told
+
+
+def test_what_a_target_has_is_asked_of_the_target():
+    """No kernel on a CPU, one on a TPU; its products are hidden, so that its time is a bound."""
+    fields = {"name": "softmax_platform", "dtype": "bfloat16", "length": 256, "heads": 2, "head_dim": 128}
+    assert "a CPU has" in ask({"subject": Subject(**fields).model_dump(mode="json")})["reason"]
+    if reason := targets.get("v5e").missing():
+        pytest.skip(reason)
+    subject = Subject(**fields, target="v5e")
+    row = ask({"subject": subject.model_dump(mode="json")}, target="v5e")
+    assert row["reason"] == "" and row["source"] == "formula" and row["estimated_seconds"] > 0
