@@ -20,7 +20,7 @@ from effarch.ops.platform import platform
 from effarch.ops.precision import dot, dot_nt, dot_tn
 from effarch.typing import Array, Bool, Float, Int
 
-_BLOCK = {"cpu": 4}  # tokens of a block; elsewhere 16: an accelerator would rather do more work than more steps
+_BLOCK = {"cpu": 1}  # tokens of a block; elsewhere 16: an accelerator would rather do more work than more steps
 Where = Literal["after", "strict", "before"]
 Queries = Sequence[tuple[Array, Where]]
 
