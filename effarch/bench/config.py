@@ -13,6 +13,7 @@ from effarch.bench.presets import PRESETS
 from effarch.bench.subject import DType, Level, Mode, Subject
 from effarch.bench.targets import TARGETS
 from effarch.config import Config, UserError, did_you_mean
+from effarch.config.yaml import read
 from effarch.mixers.base import MixerChoice, MixerConfig
 from effarch.mixers.sliding_window import SlidingWindow
 from effarch.mixers.softmax_attention import SoftmaxAttention
@@ -163,7 +164,7 @@ def read_model(path: str | None) -> LMConfig:
     if path is None:
         raise UserError("model: expected a YAML file for the level model, got none")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"model: {path}: {str(error).splitlines()[0]}") from error
     if isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):

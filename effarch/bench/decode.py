@@ -13,27 +13,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from effarch.bench.program import filled
 from effarch.models.lm import LM, LMState
 from effarch.typing import Array, PyTree
 
 
 def filled_state(lm: LM, batch_size: int, context: int, left: int) -> LMState:
     """A state with ``context - left`` tokens read, its values random: speed does not depend on them."""
-    abstract = jax.eval_shape(lambda: lm.init_state(batch_size, context))
-    leaves, tree = jax.tree.flatten(abstract)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-
-    def fill(key: Array, leaf: jax.ShapeDtypeStruct) -> Array:
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return jnp.full(leaf.shape, context - left, leaf.dtype)  # every counter counts tokens
-        return 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
-
-    return jax.tree.unflatten(tree, [fill(k, x) for k, x in zip(keys, leaves, strict=True)])
+    return filled(jax.random.key(0), lambda: lm.init_state(batch_size, context), context - left)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _decode(graph: nnx.GraphDef, count: int, params: PyTree, state: LMState, token: Array) -> tuple[Array, LMState]:
-    lm: LM = nnx.merge(graph, params)
+def greedy(lm: LM, count: int, token: Array, state: LMState) -> tuple[Array, LMState]:
+    """The last of ``count`` tokens, each the likeliest after those before it, and the state then: one loop."""
 
     def step(_: int, carry: tuple[Array, LMState]) -> tuple[Array, LMState]:
         token, state = carry
@@ -42,6 +33,11 @@ def _decode(graph: nnx.GraphDef, count: int, params: PyTree, state: LMState, tok
         return token, cast(LMState, output.state)  # a state went in, so one comes out
 
     return jax.lax.fori_loop(0, count, step, (token, state))
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _decode(graph: nnx.GraphDef, count: int, params: PyTree, state: LMState, token: Array) -> tuple[Array, LMState]:
+    return greedy(nnx.merge(graph, params), count, token, state)
 
 
 def decode_speeds(

@@ -1,5 +1,6 @@
 """Growth over the length: exponents with their uncertainty, crossings of two curves, break-even of two states."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -70,10 +71,6 @@ def crossover(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float |
 
 def break_even(state: Callable[[int], int], cache: Callable[[int], int], limit: int = 2**30) -> float:
     """The smallest context T from which ``state(T) <= cache(T)``, by bisection; infinity if not up to ``limit``."""
-    if state(limit) > cache(limit):
-        return math.inf
-    low, high = 0, limit  # the state fits at high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if state(middle) <= cache(middle) else (middle, high)
-    return float(high)
+    lengths = range(1, limit + 1)
+    found = bisect.bisect_left(lengths, True, key=lambda t: state(t) <= cache(t))
+    return float(lengths[found]) if found < limit else math.inf

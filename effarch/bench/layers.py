@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from effarch.bench.decode import filled_state
-from effarch.bench.ops import DECODED, filled
-from effarch.bench.program import Program, gradient_of, tree_bytes
+from effarch.bench.decode import filled_state, greedy
+from effarch.bench.ops import DECODED
+from effarch.bench.program import Program, filled, gradient_of, tree_bytes
 from effarch.distill.chunked import chunked_cross_entropy
 from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig
 from effarch.mixers.context import Progress
@@ -120,17 +120,12 @@ def _layer(
 
     def carried(key: Array) -> tuple[Any, ...]:
         one, two, three = jax.random.split(key, 3)
-        return (*parts(one), _read(filled(two, lambda: state(batch)), length - DECODED), draw(three, DECODED))
+        return (*parts(one), filled(two, lambda: state(batch), length - DECODED), draw(three, DECODED))
 
     if length <= DECODED:
         raise ValueError(f"lengths: expected more than the {DECODED} tokens that are decoded, got {length}")
     done = batch * (flops(dim, length) - flops(dim, length - DECODED))
     return Program(decode, carried, batch * DECODED, done, held, donated=(2,), rounds=DECODED)
-
-
-def _read(state: PyTree, count: int) -> PyTree:
-    """A state whose counters say that ``count`` tokens were read."""
-    return jax.tree.map(lambda x: jnp.full_like(x, count) if jnp.issubdtype(x.dtype, jnp.integer) else x, state)
 
 
 def model_program(config: LMConfig, mode: str, *, batch: int, length: int) -> Program:
@@ -173,14 +168,7 @@ def model_program(config: LMConfig, mode: str, *, batch: int, length: int) -> Pr
     flat = nnx.split(jax.eval_shape(lambda: make_lm(config).unstacked()))[0]
 
     def decode(params: PyTree, state: LMState, token: Array) -> tuple[Array, LMState]:
-        lm: LM = nnx.merge(flat, params)
-
-        def step(_: int, carry: tuple[Array, LMState]) -> tuple[Array, Any]:
-            token, state = carry
-            output = lm.hidden(token[:, None], state, form="recurrent")
-            return jnp.argmax(lm.head(output.hidden[:, 0]), axis=-1).astype(jnp.int32), output.state
-
-        return jax.lax.fori_loop(0, DECODED, step, (token, state))
+        return greedy(nnx.merge(flat, params), DECODED, token, state)
 
     def carried(key: Array) -> tuple[Any, ...]:
         lm = make_lm(config).unstacked()

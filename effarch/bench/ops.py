@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.bench.platform_attention import platform_attention
-from effarch.bench.program import Program, gradient_of, tree_bytes
+from effarch.bench.program import Program, filled, gradient_of, tree_bytes
 from effarch.ops.attention import KVCache, RingCache, attend, softmax_attention, window_attention
 from effarch.ops.recurrence import Constant, Delta, Diagonal, DiagonalPlusRankOne, Scalar, Transition, linear_recurrence
 from effarch.ops.recurrence.flops import recurrence_flops
@@ -29,7 +29,8 @@ class Op:
     Attributes:
       about: one line. gates: what is drawn beside q, k and v. forward: outputs ``[B, T, H, K]``.
       flops: of the forward pass over one row of T tokens with H heads of K.
-      state: of B rows with T tokens read, H heads of K, by dtype. step: outputs of one more token, and the next state.
+      state: of B rows that have room for T tokens, none read, H heads of K, by dtype.
+      step: outputs of one more token, and the next state.
     """
 
     about: str
@@ -91,13 +92,11 @@ def _in_window(time: int, heads: int, width: int) -> int:
 
 
 def _cache(batch: int, time: int, heads: int, width: int, dtype: Any) -> KVCache:
-    empty = KVCache.init(batch, time, heads, width, width, dtype)
-    return dataclasses.replace(empty, length=empty.length + (time - DECODED))
+    return KVCache.init(batch, time, heads, width, width, dtype)
 
 
 def _ring(sinks: int, batch: int, time: int, heads: int, width: int, dtype: Any) -> RingCache:
-    empty = RingCache.init(batch, WINDOW, sinks, heads, width, width, dtype)
-    return dataclasses.replace(empty, length=empty.length + (time - DECODED))
+    return RingCache.init(batch, WINDOW, sinks, heads, width, width, dtype)
 
 
 def _attend(cache: Any, x: Inputs) -> tuple[Array, Any]:
@@ -199,7 +198,7 @@ def _decoding(op: str, length: int, *, batch: int, heads: int, head_dim: int, dt
 
     def arguments(key: Array) -> tuple[Any, ...]:
         first, second = jax.random.split(key)
-        state = filled(second, lambda: what.state(batch, length, heads, head_dim, dtype))
+        state = filled(second, lambda: what.state(batch, length, heads, head_dim, dtype), length - DECODED)
         return state, draw(op, first, batch=batch, length=DECODED, heads=heads, head_dim=head_dim, dtype=dtype)
 
     def run(state: Any, x: Inputs) -> tuple[Any, Array]:
@@ -211,14 +210,3 @@ def _decoding(op: str, length: int, *, batch: int, heads: int, head_dim: int, dt
     done = batch * (what.flops(length, heads, head_dim) - what.flops(length - DECODED, heads, head_dim))
     held = tree_bytes(jax.eval_shape(lambda: what.state(1, length, heads, head_dim, dtype)))
     return Program(run, arguments, batch * DECODED, done, held, donated=(0,), rounds=DECODED)
-
-
-def filled(key: Array, make: Callable[[], Any]) -> Any:
-    """A state as ``make`` builds it, its real numbers random: speed does not depend on them, counters stay."""
-    leaves, tree = jax.tree.flatten(make())
-    keys = jax.random.split(key, len(leaves))
-    drawn = [
-        0.1 * jax.random.normal(k, x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, drawn)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-_POWERS = {n: 2**n for n in range(7, 21)}
-
 PRESETS: dict[str, dict[str, Any]] = {
     # A first look at a laptop's pace: ops forward and backward, two minutes on two cores.
     "quick": {
@@ -28,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "levels": ["op"],
         "modes": ["prefill", "training"],
-        "lengths": [_POWERS[n] for n in range(7, 15)],
+        "lengths": [2**n for n in range(7, 15)],
         "batch_size": 8,
         "heads": 32,
         "head_dim": 128,
@@ -38,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "long": {
         "levels": ["op", "mixer"],
         "modes": ["training", "decode"],
-        "lengths": [_POWERS[n] for n in range(12, 21)],
+        "lengths": [2**n for n in range(12, 21)],
         "heads": 2,
         "time_limit": 60.0,
     },

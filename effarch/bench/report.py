@@ -35,7 +35,7 @@ def write_report(
       folder: of the run. rows: from :func:`effarch.bench.run.measure_all`. machine, ceilings: of this machine.
       accuracy: ``results.jsonl`` of a sweep, for a plot of accuracy against state.
     """
-    found = curves(rows)
+    found, shown = curves(rows), tables(rows, ceilings)
     report = {
         "format": FORMAT,
         "machine": dict(machine),
@@ -46,8 +46,8 @@ def write_report(
     texts = {
         "report.json": as_json(strict(report)),
         "report.csv": as_csv(rows),
-        "report.md": markdown(rows, machine, ceilings),
-        "report.html": page(rows, machine, ceilings, accuracy),
+        "report.md": markdown(rows, machine, ceilings, shown),
+        "report.html": page(rows, machine, ceilings, shown, accuracy),
     }
     write_files(folder, texts)
     return folder / "report.html"
@@ -135,10 +135,12 @@ HOW = (
 )
 
 
-def markdown(rows: Sequence[Row], machine: Mapping[str, Any], ceilings: Mapping[str, float]) -> str:
+def markdown(
+    rows: Sequence[Row], machine: Mapping[str, Any], ceilings: Mapping[str, float], tables: Mapping[str, Table]
+) -> str:
     """The report for a README."""
     parts = [f"`{machine['command']}`: {about_machine(machine, ceilings)}", HOW]
-    for heading, shown in tables(rows, ceilings).items():
+    for heading, shown in tables.items():
         parts += [f"## {heading}", shown.markdown()]
     if why := reasons(rows):
         parts += ["## Not measured", "\n".join(f"- {line}" for line in why)]
@@ -146,21 +148,21 @@ def markdown(rows: Sequence[Row], machine: Mapping[str, Any], ceilings: Mapping[
 
 
 def page(
-    rows: Sequence[Row], machine: Mapping[str, Any], ceilings: Mapping[str, float], accuracy: str | None = None
+    rows: Sequence[Row],
+    machine: Mapping[str, Any],
+    ceilings: Mapping[str, float],
+    tables: Mapping[str, Table],
+    accuracy: str | None = None,
 ) -> str:
     """The HTML page: no script, nothing from elsewhere."""
-    shown = tables(rows, ceilings)
     parts = [f'<p class="summary">{html.escape(about_machine(machine, ceilings))} {html.escape(HOW)}</p>']
-    names: list[str] = []
-    for about, group in sections(curves(rows)).items():
+    for number, (about, group) in enumerate(sections(curves(rows)).items()):
         colors = {curve.name: i for i, curve in enumerate(group)}
-        drawings = {caption: make for caption, make in _drawings(group, colors).items()}
-        prefix = f"s{len(names)}-"
-        names.append(prefix)
-        drawn = draw(drawings).replace('id="p', f'id="{prefix}p').replace("#p", f"#{prefix}p") if drawings else ""
-        body = f'<div class="scroll">{shown[title(*about)].html()}</div>{legend(list(colors))}{drawn}'
+        drawings = _drawings(group, colors)
+        drawn = draw(drawings, f"s{number}-") if drawings else ""
+        body = f'<div class="scroll">{tables[title(*about)].html()}</div>{legend(list(colors))}{drawn}'
         parts.append(f"<section><h2>{html.escape(title(*about))}</h2>{body}</section>")
-    for heading, other in shown.items():
+    for heading, other in tables.items():
         if heading.startswith("Against"):
             parts.append(f'<section><h2>{heading}</h2><div class="scroll">{other.html()}</div></section>')
     if accuracy is not None:
@@ -228,5 +230,5 @@ def _accuracy(path: str) -> str:
     def plot() -> str:
         return plots.points(series, x="state (bytes per sequence)", y="correct (%)", log=True, format_x=size)
 
-    body = draw({"Accuracy against state": plot}).replace('id="p', 'id="accuracy-p').replace("#p", "#accuracy-p")
+    body = draw({"Accuracy against state": plot}, "accuracy-")
     return f"<section><h2>Accuracy against state</h2>{body}</section>"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,4 @@ def stop(curve: list[Row], length: int, time_limit: float) -> str:
 
 def seconds(row: Mapping[str, Any]) -> float | None:
     """The median of a row's runs; None where it did not run."""
-    import statistics
-
     return statistics.median(row["seconds"]) if row.get("seconds") else None

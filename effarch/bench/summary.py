@@ -87,7 +87,7 @@ def table(group: Sequence[Curve], ceilings: Mapping[str, float]) -> Table:
     mode, estimated = group[0].mode, bool(group[0].target)
     shown = "tokens/s" if mode == "decode" else "s (est.)" if estimated else "s"
     references = [c for c in group if c.baseline and c.times and not _is_peer(c)]
-    columns = [
+    columns = (
         Column("name", "what", align="left"),
         *(Column(f"t{t}", context(t), shown, ".3g" if mode != "decode" else count) for t in lengths),
         Column("noise", "noise", "%", percent),
@@ -103,10 +103,9 @@ def table(group: Sequence[Curve], ceilings: Mapping[str, float]) -> Table:
         Column("state", f"state at {context(lengths[-1])}", format=size),
         Column("even", "smaller than KV cache from", format=crossing),
         Column("compile", "compiling", "s", ".1f"),
-    ]
+    )
     rows = tuple(_row(curve, lengths, references, ceilings) for curve in group)
-    filled = tuple(c for c in columns if any(c.show(row.get(c.key)) != "-" for row in rows))
-    return Table(filled, rows, frozenset(c.name for c in group if c.baseline))
+    return Table(columns, rows, frozenset(c.name for c in group if c.baseline)).filled()
 
 
 def _row(
@@ -116,7 +115,7 @@ def _row(
 
     times, figures = curve.times, curve.speeds if curve.mode == "decode" else curve.times
     noises = [spread(row["seconds"]) for row in curve.rows.values() if len(row.get("seconds") or ()) > 1]
-    last = curve.rows[max(times)] if times else {}
+    last, at_end = curve.rows[max(times)] if times else {}, curve.rows.get(lengths[-1], {})
     here, spent = not curve.target, took(last) if last else None
     least = last.get("source") == "formula"  # at the least: crossing what is counted would say nothing
     growth, memory = fit(times) if curve.mode != "decode" else None, fit(curve.temporaries)
@@ -133,12 +132,12 @@ def _row(
         "time": growth and interval(growth),
         "memory": memory and interval(memory) if curve.mode != "decode" else None,
         "per_token": memory.per_token if memory and curve.mode != "decode" else None,
-        "resident": curve.rows[lengths[-1]].get("resident_bytes") if lengths[-1] in curve.rows else None,
+        "resident": at_end.get("resident_bytes"),
         "share": reached("flops", "matmul") if curve.mode != "decode" else None,
         "small": reached("flops", "matmul_64") if curve.level == "op" and curve.mode != "decode" else None,
         "moved": reached("traffic", "copy") if curve.mode == "decode" else None,
         **{f"cross {c.name}": crossover(times, c.times) for c in references if c is not curve and not least},
-        "state": curve.rows[lengths[-1]].get("state_bytes") if lengths[-1] in curve.rows else None,
+        "state": at_end.get("state_bytes"),
         "even": even(curve) if curve.mode == "decode" else None,
         "compile": last.get("compile_seconds") if last else None,
     }

@@ -43,6 +43,11 @@ class Target:
     bandwidth: float
     peaks: Mapping[str, float]
 
+    @property
+    def traced(self) -> str:
+        """The platform as ops know it."""
+        return "gpu" if self.platform == "cuda" else self.platform
+
     def environment(self) -> dict[str, str]:
         """What the process that compiles must have in its environment before it imports jax."""
         if self.platform == "cuda":
@@ -190,7 +195,7 @@ def compile_for(target: Target, program: Compilable, *, donated: tuple[int, ...]
     )
 
     def run(*given: Any) -> Any:
-        with tracing_for("gpu" if target.platform == "cuda" else target.platform):
+        with tracing_for(target.traced):
             return program.run(*given)
 
     lowered = jax.jit(run, donate_argnums=donated).lower(*arguments)

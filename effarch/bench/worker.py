@@ -80,7 +80,7 @@ def _target(subject: Any) -> dict[str, Any]:
     from effarch.ops.platform import tracing_for
 
     target, program = targets.get(subject.target), subject.program()
-    with tracing_for("tpu" if target.platform == "tpu" else "gpu"):
+    with tracing_for(target.traced):
         if reason := subject.refused():
             return {"reason": reason}
         traffic = program.bytes
@@ -109,7 +109,7 @@ def main() -> int:
     try:
         told = answer(json.loads(sys.stdin.read()))
     except (UserError, ValueError) as error:
-        told = {"reason": str(error).splitlines()[0], "mistake": True}
+        told = {"reason": str(error).splitlines()[0]}
     print(MARK + json.dumps(told), flush=True)
     return 0
 

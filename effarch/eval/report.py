@@ -125,8 +125,7 @@ def results_table(models: Sequence[Mapping[str, Any]]) -> Table:
     for model in models:
         nested = {f"{k}.{t}": x for k, v in model.items() if isinstance(v, Mapping) for t, x in v.items()}
         rows.append({**model, **nested})
-    filled = tuple(c for c in columns if any(c.show(row.get(c.key)) != "-" for row in rows))
-    return Table(filled, tuple(rows), frozenset(m["name"] for m in models if m.get("reference")))
+    return Table(tuple(columns), tuple(rows), frozenset(m["name"] for m in models if m.get("reference"))).filled()
 
 
 def _keys(models: Sequence[Mapping[str, Any]], key: str) -> list[int]:
@@ -181,10 +180,10 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def draw(drawings: Mapping[str, Callable[[], str]]) -> str:
-    """Figures: caption -> a function that draws the plot as SVG."""
-    drawn = (
-        f"<figure><figcaption>{html.escape(caption)}</figcaption>{plots.with_unique_ids(plot(), f'p{i}-')}</figure>"
-        for i, (caption, plot) in enumerate(drawings.items())
-    )
+def draw(drawings: Mapping[str, Callable[[], str]], prefix: str = "") -> str:
+    """Figures: caption -> a function that draws the plot as SVG; ``prefix`` tells one group of a page from another."""
+    drawn = []
+    for i, (caption, plot) in enumerate(drawings.items()):
+        svg = plots.with_unique_ids(plot(), f"{prefix}p{i}-")
+        drawn.append(f"<figure><figcaption>{html.escape(caption)}</figcaption>{svg}</figure>")
     return f'<div class="plots">{"".join(drawn)}</div>'

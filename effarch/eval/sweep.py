@@ -93,8 +93,7 @@ def sweep_table(models: Sequence[Mapping[str, Any]], tasks: Mapping[str, int]) -
         held_out = {f"rate {rate}": found.get(first) for rate, found in model["learning_rates"].items()}
         states = {f"state {tokens}": n for tokens, n in model["state_bytes"].items()}
         rows.append({**model, **held_out, **best, **states})
-    filled = tuple(c for c in columns if any(c.show(row.get(c.key)) not in ("-", "") for row in rows))
-    return Table(filled, tuple(rows))
+    return Table(tuple(columns), tuple(rows)).filled()
 
 
 def sweep_page(report: Mapping[str, Any]) -> str:

@@ -89,6 +89,11 @@ class Table:
     rows: tuple[Mapping[str, Any], ...]
     reference: frozenset[str] = frozenset()
 
+    def filled(self) -> "Table":
+        """Without the columns in which no row has anything to show."""
+        shown = [any(cell not in (MISSING, "") for cell in cells) for cells in zip(*self.cells(), strict=True)]
+        return Table(tuple(c for c, some in zip(self.columns, shown, strict=True) if some), self.rows, self.reference)
+
     def cells(self) -> list[list[str]]:
         """Every row's texts."""
         return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]

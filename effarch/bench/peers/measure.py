@@ -1,7 +1,6 @@
 """Timing a peer: first what it computes is compared with ours; what is wrong is told, not timed."""
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from effarch.bench.machine import cores
 from effarch.bench.peers.cases import GATES, Inputs, draw, reference
 from effarch.bench.peers.protocol import Peer
 
@@ -110,8 +110,7 @@ def use_all_cores() -> None:
     """Lets torch use the cores that this process may run on, as XLA does."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores)
+    torch.set_num_threads(cores())
 
 
 def _on_gpu() -> bool:

@@ -130,29 +130,46 @@ def segment_decays(log_decay: Float[Array, "... C"]) -> Float[Array, "... C C"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadDecay:
+class _FromStart:
+    """What any decay does to the state at the chunk's start.
+
+    Attributes:
+      start: ``[*Z, C, 1 or K]`` product of the decays up to and with i. masks: runs of the chunk, or None.
+    """
+
+    start: Array
+    masks: Masks | None
+
+    def read(self, x: Array, state: Array, where: Where = "after") -> Array:
+        """``x_i`` read from the state at the chunk's start, decayed up to i (before i's own decay if "before")."""
+        start = self.start
+        if where == "before":
+            start = jnp.concatenate([jnp.ones_like(start[..., :1, :]), start[..., :-1, :]], axis=-2)
+        return dot(_kept(self.masks, "into", x.astype(state.dtype) * start), state)
+
+    def carry(self, state: Array) -> Array:
+        """The state at the chunk's start, decayed to its end."""
+        return _kept(self.masks, "keep", state * jnp.swapaxes(self.start[..., -1:, :], -1, -2))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadDecay(_FromStart):
     """One decay per head and token (classes 0 and 1; scalar delta): a C x C matrix of factors.
 
     Attributes:
       between: ``[*Z, C, C]`` product of the decays after j up to i; its upper triangle is not read.
-      start: ``[*Z, C, 1]`` product of the decays up to and with i.
       end: ``[*Z, C, 1]`` product of the decays after i.
-      whole: ``[*Z, 1, 1]``.
-      masks: runs of the chunk, or None.
     """
 
     between: Array
-    start: Array
     end: Array
-    whole: Array
-    masks: Masks | None
 
     @classmethod
     def per_token(cls, log_decay: Float[Array, "*Z C"], masks: Masks | None) -> "HeadDecay":
         """From natural-log decays, 0 at padding."""
         between = segment_decays(log_decay)
         start = jnp.exp(prefix_sums(log_decay))[..., None]
-        return cls(between, start, between[..., -1, :, None], start[..., -1:, :], masks)
+        return cls(start, masks, between, between[..., -1, :, None])
 
     @classmethod
     def constant(cls, log_decay: Float[Array, "*Z"], real: Bool[Array, "*Z C"], masks: Masks | None) -> "HeadDecay":
@@ -164,7 +181,7 @@ class HeadDecay:
         between = jnp.exp(log_decay[..., None] * steps.astype(dtype))
         start = jnp.exp(log_decay * clock.astype(dtype))[..., None]
         end = jnp.exp(log_decay * (clock[..., -1:] - clock).astype(dtype))[..., None]
-        return cls(between, start, end, start[..., -1:, :], masks)
+        return cls(start, masks, between, end)
 
     def pairs(self, xs: Queries, ys: Sequence[Array]) -> list[list[Array]]:
         """``<x_i, y_j>`` decayed from j to i, for j <= i and every x and y.
@@ -180,17 +197,6 @@ class HeadDecay:
             scores.append([_triangle(dot_nt(x, y) * between, self.masks, where != "after") for y in ys])
         return scores
 
-    def read(self, x: Array, state: Array, where: Where = "after") -> Array:
-        """``x_i`` read from the state at the chunk's start, decayed up to i (before i's own decay if "before")."""
-        start = self.start
-        if where == "before":
-            start = jnp.concatenate([jnp.ones_like(start[..., :1, :]), start[..., :-1, :]], axis=-2)
-        return dot(_kept(self.masks, "into", x.astype(state.dtype) * start), state)
-
-    def carry(self, state: Array) -> Array:
-        """The state at the chunk's start, decayed to its end."""
-        return _kept(self.masks, "keep", state * self.whole)
-
     def write(self, y: Array, values: Array) -> Array:
         """What the chunk adds to the state at its end: ``sum_j y_j values_j^T`` decayed from j."""
         values = _kept(self.masks, "out", values.astype(self.end.dtype) * self.end)
@@ -198,7 +204,7 @@ class HeadDecay:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChannelDecay:
+class ChannelDecay(_FromStart):
     """One decay per key channel and token (class 2; KDA; RWKV-7). Same methods as :class:`HeadDecay`.
 
     e^(-g) over a whole chunk overflows, so pairs are formed by halves: between the halves of a run of tokens, ``x`` is
@@ -209,16 +215,12 @@ class ChannelDecay:
       inside: ``[Z C / s, s, s, K]`` from token j (third axis) to i (second) of a block of s tokens.
       halves: for runs of 2, 4, ... C tokens, with N = Z C / 2s for halves of s: ``[N, s, K]`` from the middle up to and
         with the token, for second halves; ``[N, s, K]`` after the token up to the middle, for first halves.
-      start: ``[*Z, C, K]`` product of the decays up to and with i.
       end: ``[*Z, C, K]`` product of the decays after i.
-      masks: runs of the chunk, or None.
     """
 
     inside: Array
     halves: tuple[tuple[Array, Array], ...]
-    start: Array
     end: Array
-    masks: Masks | None
 
     @classmethod
     def per_token(cls, log_decay: Float[Array, "*Z C K"], masks: Masks | None) -> "ChannelDecay":
@@ -240,7 +242,7 @@ class ChannelDecay:
             start = jnp.stack([start[:, 0], start[:, 1] * first], axis=1)
             end = jnp.stack([end[:, 0] * second, end[:, 1]], axis=1)
             half *= 2
-        return cls(inside, tuple(halves), start.reshape(shape), end.reshape(shape), masks)
+        return cls(start.reshape(shape), masks, inside, tuple(halves), end.reshape(shape))
 
     def pairs(self, xs: Queries, ys: Sequence[Array]) -> list[list[Array]]:
         """As :meth:`HeadDecay.pairs`."""
@@ -285,17 +287,6 @@ class ChannelDecay:
             return _triangle(_earlier(chosen) if where == "before" else chosen, self.masks, where != "after")
 
         return [[of(a, b, where) for b in range(len(ys))] for a, (_, where) in enumerate(xs)]
-
-    def read(self, x: Array, state: Array, where: Where = "after") -> Array:
-        """As :meth:`HeadDecay.read`."""
-        start = self.start
-        if where == "before":
-            start = jnp.concatenate([jnp.ones_like(start[..., :1, :]), start[..., :-1, :]], axis=-2)
-        return dot(_kept(self.masks, "into", x.astype(state.dtype) * start), state)
-
-    def carry(self, state: Array) -> Array:
-        """As :meth:`HeadDecay.carry`."""
-        return _kept(self.masks, "keep", state * jnp.swapaxes(self.start[..., -1:, :], -1, -2))
 
     def write(self, y: Array, values: Array) -> Array:
         """As :meth:`HeadDecay.write`."""
