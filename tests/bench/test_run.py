@@ -96,7 +96,10 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path):
 
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path):
-    words = [sys.executable, "-m", "effarch.cli", "bench", *QUICK, "lengths=[64,128,256,512,1024,2048]", "repeats=3"]
+    # As from a terminal: what a shell without job control starts in the background ignores Ctrl-C.
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start = listen + "from effarch.cli import run; sys.exit(run(sys.argv[1:]))"
+    words = [sys.executable, "-c", start, "bench", *QUICK, "lengths=[64,128,256,512,1024,2048]", "repeats=3"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     rows = tmp_path / "runs" / "bench" / "rows.jsonl"
     deadline = time.monotonic() + 120
