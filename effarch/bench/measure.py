@@ -24,6 +24,7 @@ class Measured:
         on accelerators the peak of the device. None where the system does not say.
       flops, traffic: useful FLOPs and least bytes, counted by us. tokens: of a call. state_bytes: per row.
       reason: why it did not run, or did not run as often as asked for; "" otherwise.
+      cold: the one run was not preceded by another: first touches of memory are in its time.
     """
 
     seconds: tuple[float, ...] = ()
@@ -37,6 +38,7 @@ class Measured:
     tokens: int | None = None
     state_bytes: int | None = None
     reason: str = ""
+    cold: bool = False
 
 
 def measure(program: Program, *, repeats: int, time_limit: float, memory_limit: float | None) -> Measured:
@@ -88,10 +90,15 @@ def measure(program: Program, *, repeats: int, time_limit: float, memory_limit: 
             if spent + seconds[0] > 2 * time_limit:  # the warm-up alone took all the time there is
                 reason = "timed once, without a warm-up"
                 break
-    timed = seconds[1:] or seconds
     after = resident(peak=True)
     peak = None if after is None or before is None else max(after - before, 0)
-    return dataclasses.replace(found, seconds=tuple(timed), resident_bytes=device_peak() or peak, reason=reason)
+    return dataclasses.replace(
+        found,
+        seconds=tuple(seconds[1:] or seconds),
+        resident_bytes=device_peak() or peak,
+        reason=reason,
+        cold=len(seconds) == 1,
+    )
 
 
 def free_bytes() -> int | None:

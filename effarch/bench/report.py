@@ -66,7 +66,7 @@ def _fits(curve: Curve) -> dict[str, Any]:
         }
 
     about = {"level": curve.level, "mode": curve.mode, "name": curve.name, "target": curve.target or None}
-    return about | {"time": told(curve.times), "memory": told(curve.temporaries)}
+    return about | {"time": told(curve.warm), "memory": told(curve.temporaries)}
 
 
 FIELDS = (
@@ -211,7 +211,7 @@ def _first_crossing(group: Sequence[Curve]) -> tuple[float, str] | None:
     softmax = next((c for c in group if c.name in SOFTMAX and c.times), None)
     if softmax is None:
         return None
-    crossings = [(crossover(c.times, softmax.times), c.name) for c in group if not c.baseline and c.times]
+    crossings = [(crossover(c.warm, softmax.warm), c.name) for c in group if not c.baseline and c.times]
     known = [(at, name) for at, name in crossings if at is not None and math.isfinite(at)]
     return (min(known)[0], f"{min(known)[1]} faster than {softmax.name}") if known else None
 

@@ -40,6 +40,11 @@ class Curve:
         return self.values(took)
 
     @property
+    def warm(self) -> dict[int, float]:
+        """The times that fits and crossings may rest on: not those of a single run without a warm-up."""
+        return self.values(lambda row: None if row.get("cold") else took(row))
+
+    @property
     def temporaries(self) -> dict[int, float]:
         """Compiled temporary bytes by T."""
         return self.values(lambda row: row.get("temporary_bytes"))
@@ -118,7 +123,7 @@ def _row(
     last, at_end = curve.rows[max(times)] if times else {}, curve.rows.get(lengths[-1], {})
     here, spent = not curve.target, took(last) if last else None
     least = last.get("source") == "formula"  # at the least: crossing what is counted would say nothing
-    growth, memory = fit(times) if curve.mode != "decode" else None, fit(curve.temporaries)
+    growth, memory = fit(curve.warm) if curve.mode != "decode" else None, fit(curve.temporaries)
 
     def reached(figure: str, ceiling: str) -> float | None:
         known = here and spent and last.get(figure) and ceiling in ceilings
@@ -136,7 +141,7 @@ def _row(
         "share": reached("flops", "matmul") if curve.mode != "decode" else None,
         "small": reached("flops", "matmul_64") if curve.level == "op" and curve.mode != "decode" else None,
         "moved": reached("traffic", "copy") if curve.mode == "decode" else None,
-        **{f"cross {c.name}": crossover(times, c.times) for c in references if c is not curve and not least},
+        **{f"cross {c.name}": crossover(curve.warm, c.warm) for c in references if c is not curve and not least},
         "state": at_end.get("state_bytes"),
         "even": even(curve) if curve.mode == "decode" else None,
         "compile": last.get("compile_seconds") if last else None,
