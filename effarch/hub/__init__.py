@@ -1,0 +1,6 @@
+"""Hugging Face checkpoints in and out: safetensors only, everything checked before anything is loaded."""
+
+from effarch.hub.load import load_lm, read_lm_config
+from effarch.hub.write import save_lm, write_checkpoint
+
+__all__ = ["load_lm", "read_lm_config", "save_lm", "write_checkpoint"]

@@ -1,0 +1,53 @@
+"""Formats of checkpoints: one file per family, found by ``model_type``.
+
+A family is a module with ``MODEL_TYPES``, ``config(fields) -> LMConfig`` and ``rules(config, names) -> list[Rule]``;
+one that is written, too, has ``export(config) -> dict``, the ``config.json`` of a model, or None where it has no place
+for it.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+from effarch.config import UserError, did_you_mean
+from effarch.hub.fields import Fields
+from effarch.hub.rules import Rule, Shape
+from effarch.models.lm import LMConfig
+
+#: model_type -> module
+_FAMILIES = {"llama": "llama", "mistral": "llama"}
+
+
+class Family(Protocol):
+    """What a family's module has."""
+
+    config: Callable[[Fields], LMConfig]
+    rules: Callable[[LMConfig, Mapping[str, Shape]], list[Rule]]
+    ignored: Callable[[str], bool]
+
+
+def family(model_type: str, where: str) -> Family:
+    """The format of a model type.
+
+    Raises:
+      UserError: none of that name.
+    """
+    if model_type not in _FAMILIES:
+        known = ", ".join(sorted(_FAMILIES))
+        raise UserError(
+            f"{where}: model_type: expected one of {known}, got {model_type!r}{did_you_mean(model_type, _FAMILIES)}"
+        )
+    return cast(Family, importlib.import_module(f"effarch.hub.families.{_FAMILIES[model_type]}"))
+
+
+def known_types() -> tuple[str, ...]:
+    """Every ``model_type`` that is read."""
+    return tuple(sorted(_FAMILIES))
+
+
+def model_type(data: Mapping[str, Any], where: str) -> str:
+    """The ``model_type`` of a ``config.json``."""
+    found = data.get("model_type")
+    if not isinstance(found, str):
+        raise UserError(f"{where}: model_type: expected the name of an architecture, got {found!r}")
+    return found

@@ -1,0 +1,91 @@
+"""A model from a checkpoint's folder."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pydantic
+
+from effarch import axes
+from effarch.config import UserError
+from effarch.hub.families import Family, family, model_type
+from effarch.hub.fields import Fields
+from effarch.hub.folder import CONFIG, find_tensors, read_config
+from effarch.hub.parameters import filled, names_of
+from effarch.hub.rules import check
+from effarch.hub.tensors import Tensor
+from effarch.models.lm import LM, LMConfig, make_lm
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def read_lm_config(folder: str | Path) -> LMConfig:
+    """Our config for the ``config.json`` of a folder.
+
+    Raises:
+      UserError: a missing file, an unknown model type, a field that is missing, contradicts or is not supported.
+    """
+    return _config(Path(folder))[0]
+
+
+def _config(folder: Path) -> tuple[LMConfig, Family]:
+    data, where = read_config(folder), str(folder / CONFIG)
+    found = family(model_type(data, where), where)
+    fields = Fields(data, where)
+    try:
+        config = found.config(fields)
+    except pydantic.ValidationError as error:  # of our configs: sizes that do not fit one another
+        raise UserError(f"{where}: {error.errors(include_url=False)[0]['msg']}") from error
+    fields.finish()
+    return config, found
+
+
+def load_lm(
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    rules: axes.Rules | None = None,
+    done: Any = lambda _: None,
+) -> LM:
+    """The language model of a checkpoint's folder.
+
+    Args:
+      folder: with ``config.json`` and safetensors.
+      dtype, param_dtype: of activations, of parameters; None: as the tensors are stored.
+      rules: shards every parameter as it is read; None: all on the default device.
+      done: told how many tensors have been read.
+
+    Raises:
+      UserError: anything in the folder that is missing, damaged, contradicts or is not supported; nothing is loaded.
+    """
+    folder = Path(folder)
+    config, found = _config(folder)
+    theirs = {name: t for name, t in find_tensors(folder).items() if not found.ignored(name)}
+    if config.tie_embeddings:
+        theirs = _without_tied_head(theirs)
+    stored = _stored(theirs)
+    config = config.replace(dtype=dtype or stored, param_dtype=param_dtype or stored)
+    names = names_of(jax.eval_shape(lambda: make_lm(config)))
+    format_rules = found.rules(config, names)
+    check(format_rules, names, {n: t.shape for n, t in theirs.items()}, where=str(folder))
+    return filled(lambda: make_lm(config), format_rules, theirs, rules_table=rules, done=done)
+
+
+def _stored(theirs: dict[str, Tensor]) -> str:
+    """The float dtype of most numbers."""
+    sizes: dict[str, int] = {}
+    for tensor in theirs.values():
+        sizes[tensor.dtype.name] = sizes.get(tensor.dtype.name, 0) + tensor.bytes
+    known = {name: size for name, size in sizes.items() if name in _DTYPES}
+    return max(known, key=lambda name: known[name]) if known else "float32"
+
+
+def _without_tied_head(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Some files of tied models hold the head once more: it must be the embedding's copy."""
+    head, table = theirs.get("lm_head.weight"), theirs.get("model.embed_tokens.weight")
+    if head is None or table is None:
+        return theirs
+    if head.shape != table.shape or (head.read() != table.read()).any():
+        raise UserError("tie_word_embeddings: expected lm_head.weight to be the embedding's copy, it is another tensor")
+    return {name: t for name, t in theirs.items() if name != "lm_head.weight"}

@@ -1,0 +1,132 @@
+"""Our parameters by name, one layer at a time however the stack holds them: filled from rules, read back by them."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from effarch import axes
+from effarch.hub.rules import Rule
+from effarch.hub.tensors import Tensor
+from effarch.models.stack import Layout, Stack
+from effarch.parallel.sharding import variable_shardings
+from effarch.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a parameter lies.
+
+    Attributes:
+      path: of the variable in the model's state. row: of its first axis, where layers are stacked; None: all of it.
+    """
+
+    path: tuple[Any, ...]
+    row: int | None
+
+
+def places(params: PyTree, layout: Layout | None) -> dict[str, Place]:
+    """Every parameter by name: ``embedding.table``, ``layers.3.mixer.qkv.q.kernel``.
+
+    Args:
+      params: of a model, abstract or not. layout: of its stack ``stack``; None where it has none.
+    """
+    found: dict[str, Place] = {}
+    for path in nnx.to_flat_state(params).paths:
+        if path[0] != "stack" or layout is None:
+            found[".".join(map(str, path))] = Place(path, None)
+            continue
+        part, number, rest = str(path[1]), int(path[2]), ".".join(map(str, path[3:]))
+        first = {"prefix": 0, "period": layout.prefix, "suffix": layout.count - layout.suffix}[part] + number
+        repeats = layout.repeats if part == "period" else 1
+        for row in range(repeats):
+            name = f"layers.{first + row * layout.period}.{rest}"
+            found[name] = Place(path, row if part == "period" else None)
+    return found
+
+
+def shapes(params: PyTree, named: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
+    """The shape of every named parameter, that of one layer where layers are stacked."""
+    flat = dict(nnx.to_flat_state(params))
+    return {n: tuple(flat[p.path].shape[0 if p.row is None else 1 :]) for n, p in named.items()}
+
+
+def filled(
+    make: Callable[[], nnx.Module],
+    rules: Sequence[Rule],
+    theirs: Mapping[str, Tensor],
+    *,
+    rules_table: axes.Rules | None = None,
+    done: Callable[[int], None] = lambda _: None,
+) -> nnx.Module:
+    """The model that ``make`` would make, its parameters read from a checkpoint; checked before (``rules.check``).
+
+    One variable exists on the host at a time, beside those that are where they belong.
+
+    Args:
+      make: makes the model. rules: the format. theirs: the tensors.
+      rules_table: shards every variable as it is read; None: the default device.
+      done: told how many tensors have been read.
+    """
+    graph, params, rest = nnx.split(jax.eval_shape(make), nnx.Param, ...)
+    named = places(params, _layout(jax.eval_shape(make)))
+    flat = dict(nnx.to_flat_state(params))
+    shardings = None if rules_table is None else dict(nnx.to_flat_state(variable_shardings(params, rules_table)))
+    waiting: dict[tuple, tuple[np.ndarray, set[str]]] = {}
+    read = 0
+    for rule in _in_order(rules, named):
+        for name, value in zip(rule.ours, rule.read(*(theirs[t].read() for t in rule.theirs)), strict=True):
+            place = named[name]
+            variable = flat[place.path]
+            if place.path not in waiting:
+                missing = {n for n, p in named.items() if p.path == place.path}
+                waiting[place.path] = (np.empty(variable.shape, variable.dtype), missing)
+            array, missing = waiting[place.path]
+            array[... if place.row is None else place.row] = value
+            missing.discard(name)
+            if not missing:
+                where = None if shardings is None else shardings[place.path].get_value()
+                flat[place.path] = variable.replace(jax.device_put(array, where))
+                del waiting[place.path], array
+        read += len(rule.theirs)
+        done(read)
+    fixed = jax.jit(lambda: nnx.split(make(), nnx.Param, ...)[2])() if jax.tree.leaves(rest) else rest
+    return nnx.merge(graph, nnx.from_flat_state(flat.items()), fixed)
+
+
+def _in_order(rules: Sequence[Rule], named: Mapping[str, Place]) -> list[Rule]:
+    """Rules sorted so that those which fill one variable follow one another."""
+    first: dict[tuple, int] = {}
+    for index, rule in enumerate(rules):
+        for name in rule.ours:
+            first.setdefault(named[name].path, index)
+    return sorted(rules, key=lambda rule: min(first[named[name].path] for name in rule.ours))
+
+
+def written(model: nnx.Module, rules: Sequence[Rule]) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors of a model, name and values, rule by rule."""
+    params = nnx.split(model, nnx.Param, ...)[1]
+    named, flat = places(params, _layout(model)), dict(nnx.to_flat_state(params))
+
+    def value(name: str) -> np.ndarray:
+        place = named[name]
+        array = flat[place.path][...]
+        return np.asarray(array if place.row is None else array[place.row])
+
+    for rule in rules:
+        found = rule.write(*(value(name) for name in rule.ours))
+        yield from zip(rule.theirs, (np.ascontiguousarray(x) for x in found), strict=True)
+
+
+def names_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by name; the model may be abstract."""
+    params = nnx.split(model, nnx.Param, ...)[1]
+    return shapes(params, places(params, _layout(model)))
+
+
+def _layout(model: nnx.Module) -> Layout | None:
+    stack = getattr(model, "stack", None)
+    return stack.layout if isinstance(stack, Stack) else None
