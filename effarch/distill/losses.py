@@ -4,27 +4,25 @@ Every loss is a masked *sum* over positions beside the sum of the mask, so that 
 batch exactly: add the totals, add the weights, divide once. Everything is computed in float32 (float64 stays float64)
 and in nats per token; :func:`bits` converts. The teacher is a constant: no gradient flows into it.
 
-Finite for any logits: a logit more than ``RANGE`` temperature-scaled nats below its row's largest (a masked vocabulary
-entry is ``-inf``) counts as ``RANGE`` below and receives no gradient. So an entry masked in both models costs nothing,
-and one that the student cannot emit but the teacher would costs ``p * RANGE`` instead of infinity. Positions with mask
-0 are replaced before anything is computed from them, so NaN in padding reaches neither the value nor a gradient.
+Finite for any logits: a logit more than ``RANGE`` (1e6) temperature-scaled nats below its row's largest (a masked
+vocabulary entry is ``-inf``) counts as ``RANGE`` below and receives no gradient. So an entry masked in both models
+costs nothing, and one that the student cannot emit but the teacher would costs ``p * RANGE`` instead of infinity.
+Positions with mask 0 are replaced before anything is computed from them, so NaN in padding reaches neither the value
+nor a gradient.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, model_validator
 
-from effarch.config import Config
+from effarch.distill.divergences import LogitLoss, divergence, log_probabilities
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int
 
 Number = TypeVar("Number", Array, float)
-
-RANGE = 1e6  # logits of 1e4 at temperature 0.05 differ by 4e5; float32 still resolves 0.06 here
 
 
 class Loss(NamedTuple):
@@ -45,27 +43,6 @@ class Loss(NamedTuple):
         return self.total / jnp.where(self.weight > 0, self.weight, jnp.ones_like(self.weight))
 
 
-class LogitLoss(Config):
-    """A divergence between the next-token distributions of teacher and student, mixed with the text's cross-entropy.
-
-    ``weight * divergence + cross_entropy * nll``; the cross-entropy is taken at temperature 1.
-    """
-
-    kind: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
-    temperature: float = Field(
-        1.0, gt=0, description="divides both models' logits; the divergence is scaled by its square"
-    )
-    beta: float = Field(0.5, gt=0, lt=1, description="the teacher's share of the mixture; jensen_shannon only")
-    weight: float = Field(1.0, ge=0, description="factor of the divergence")
-    cross_entropy: float = Field(0.0, ge=0, description="factor of the cross-entropy against the text")
-
-    @model_validator(mode="after")
-    def _asks_for_something(self) -> Self:
-        if self.weight == 0 and self.cross_entropy == 0:
-            raise ValueError("weight, cross_entropy: expected at least one above 0, got 0 and 0")
-        return self
-
-
 def bits(nats: Number) -> Number:
     """Nats to bits."""
     return nats / math.log(2)
@@ -82,44 +59,15 @@ def clear_masked(x: Array, mask: Array) -> Array:
     return jnp.where(mask[..., None].astype(bool), x, jnp.zeros_like(x))
 
 
-def log_probabilities(logits: Float[Array, "*b V"], temperature: float = 1.0) -> Float[Array, "*b V"]:
-    """Log-softmax of ``logits / temperature`` in float32 or better: finite for every input but NaN."""
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-    logits = logits.astype(accumulator(logits))
-    largest = float(jnp.finfo(logits.dtype).max) / 4  # differences of two such logits do not overflow
-    logits = jnp.clip(logits, -largest, largest)
-    below = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    return jax.nn.log_softmax(jnp.maximum(below / temperature, -RANGE), axis=-1)
-
-
 def token_divergence(
     student: Float[Array, "*b V"], teacher: Float[Array, "*b W"], loss: LogitLoss, vocab_size: int | None = None
 ) -> Float[Array, "*b"]:
-    """The divergence named by ``loss.kind`` at every position, in nats, times ``loss.temperature ** 2``.
-
-    The square keeps the size of the gradient independent of the temperature (Hinton et al., 1503.02531, section 2.1).
-    """
+    """The divergence named by ``loss.kind`` at every position, in nats, times ``loss.scale``."""
     student, teacher = crop_vocabulary(student, teacher, vocab_size)
     dtype = accumulator(student, teacher)
     log_q = log_probabilities(student.astype(dtype), loss.temperature)
     log_p = log_probabilities(jax.lax.stop_gradient(teacher).astype(dtype), loss.temperature)
-    if loss.kind == "forward_kl":
-        terms = jnp.exp(log_p) * (log_p - log_q)
-    elif loss.kind == "reverse_kl":
-        terms = jnp.exp(log_q) * (log_q - log_p)
-    else:
-        to_mixture = _log_mixture_ratio(log_q - log_p, loss.beta)  # log(M / P); log(M / Q) is this less log(Q / P)
-        terms = -loss.beta * jnp.exp(log_p) * to_mixture
-        terms -= (1 - loss.beta) * jnp.exp(log_q) * (to_mixture - (log_q - log_p))
-    return jnp.sum(terms, axis=-1) * loss.temperature**2
-
-
-def _log_mixture_ratio(log_ratio: Array, beta: float) -> Array:
-    """``log(beta + (1 - beta) exp(log_ratio))``: exactly 0 at 0, and without overflow on either side."""
-    above = log_ratio > 0
-    exponential = jnp.expm1(jnp.where(above, -log_ratio, log_ratio))
-    return jnp.where(above, log_ratio, 0.0) + jnp.log1p(jnp.where(above, beta, 1 - beta) * exponential)
+    return divergence(log_q, log_p, loss)
 
 
 def token_nll(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
@@ -150,12 +98,12 @@ def crop_vocabulary(student: Array, teacher: Array, vocab_size: int | None) -> t
 
 def forward_kl(student, teacher, mask, *, temperature: float = 1.0, vocab_size: int | None = None) -> Loss:
     """KL(teacher || student) of logits [B,T,V]: covers all that the teacher does. Args as :func:`logit_loss`."""
-    return _divergence(student, teacher, mask, LogitLoss(kind="forward_kl", temperature=temperature), vocab_size)
+    return divergence_loss(student, teacher, mask, LogitLoss(kind="forward_kl", temperature=temperature), vocab_size)
 
 
 def reverse_kl(student, teacher, mask, *, temperature: float = 1.0, vocab_size: int | None = None) -> Loss:
     """KL(student || teacher) of logits [B,T,V]: stays within what the teacher does. Args as :func:`logit_loss`."""
-    return _divergence(student, teacher, mask, LogitLoss(kind="reverse_kl", temperature=temperature), vocab_size)
+    return divergence_loss(student, teacher, mask, LogitLoss(kind="reverse_kl", temperature=temperature), vocab_size)
 
 
 def jensen_shannon(
@@ -166,14 +114,15 @@ def jensen_shannon(
     ``beta KL(P || M) + (1 - beta) KL(Q || M)`` with ``M = beta P + (1 - beta) Q``, P the teacher and Q the student.
     """
     loss = LogitLoss(kind="jensen_shannon", beta=beta, temperature=temperature)
-    return _divergence(student, teacher, mask, loss, vocab_size)
+    return divergence_loss(student, teacher, mask, loss, vocab_size)
 
 
-def _divergence(student, teacher, mask, loss: LogitLoss, vocab_size: int | None) -> Loss:
+def divergence_loss(student, teacher, mask, loss: LogitLoss, vocab_size: int | None = None) -> Loss:
+    """The divergence named by ``loss.kind`` alone, of logits [B,T,V]: without its weight, without cross-entropy."""
     check_shape("mask", mask, student.shape[:-1])
     check_shape("teacher", teacher, (*student.shape[:-1], teacher.shape[-1]))
-    divergence = token_divergence(clear_masked(student, mask), clear_masked(teacher, mask), loss, vocab_size)
-    return summed(loss.kind, divergence, mask)
+    values = token_divergence(clear_masked(student, mask), clear_masked(teacher, mask), loss, vocab_size)
+    return summed(loss.kind, values, mask)
 
 
 def cross_entropy(logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Array) -> Loss:
@@ -219,7 +168,7 @@ def logit_loss(student, teacher, targets, mask, loss: LogitLoss, *, vocab_size: 
     student, teacher = crop_vocabulary(student, teacher, vocab_size)
     losses, weights = {}, {}
     if loss.weight > 0:
-        losses[loss.kind], weights[loss.kind] = _divergence(student, teacher, mask, loss, None), loss.weight
+        losses[loss.kind], weights[loss.kind] = divergence_loss(student, teacher, mask, loss), loss.weight
     if loss.cross_entropy > 0:
         losses["cross_entropy"], weights["cross_entropy"] = cross_entropy(student, targets, mask), loss.cross_entropy
     return mix(losses, weights)

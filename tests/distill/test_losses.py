@@ -48,6 +48,31 @@ def naive_shannon(s, t, beta, temperature=1.0):
     return temperature**2 * (beta * p * np.log(p / m) + (1 - beta) * q * np.log(q / m)).sum(-1)
 
 
+def naive_skew(s, t, alpha=0.1):
+    q, p = softmax(s), softmax(t)
+    return (p * np.log(p / (alpha * p + (1 - alpha) * q))).sum(-1)
+
+
+def naive_skew_reverse(s, t, alpha=0.1):
+    q, p = softmax(s), softmax(t)
+    return (q * np.log(q / (alpha * q + (1 - alpha) * p))).sum(-1)
+
+
+def naive_total_variation(s, t):
+    difference = softmax(s) - softmax(t)
+    return (np.where(difference.real < 0, -1, 1) * difference).sum(-1) / 2
+
+
+NAIVE = {  # by kind, at temperature 1
+    "forward_kl": naive_forward,
+    "reverse_kl": naive_reverse,
+    "jensen_shannon": lambda s, t: naive_shannon(s, t, 0.5),
+    "skew_kl": naive_skew,
+    "skew_reverse_kl": naive_skew_reverse,
+    "total_variation": naive_total_variation,
+}
+
+
 def naive_nll(s, targets=TARGETS):
     return -np.log(np.take_along_axis(softmax(s), targets[..., None], -1))[..., 0]
 
@@ -70,6 +95,18 @@ CASES = {
         lambda *a: losses.jensen_shannon(*a, beta=0.9, temperature=2.0),
         lambda s, t: naive_shannon(s, t, 0.9, 2.0),
     ),
+    "skew": (
+        lambda s, t, m: losses.divergence_loss(s, t, m, LogitLoss(kind="skew_kl", alpha=0.3, temperature=2.0)),
+        lambda s, t: 4 * naive_skew(s / 2, t / 2, 0.3),
+    ),
+    "skew_reverse": (
+        lambda s, t, m: losses.divergence_loss(s, t, m, LogitLoss(kind="skew_reverse_kl", temperature=0.5)),
+        lambda s, t: naive_skew_reverse(2 * s, 2 * t) / 4,
+    ),
+    "total_variation": (
+        lambda s, t, m: losses.divergence_loss(s, t, m, LogitLoss(kind="total_variation", temperature=3.0)),
+        lambda s, t: 3 * naive_total_variation(s / 3, t / 3),
+    ),
     "nll": (lambda s, t, m: losses.cross_entropy(s, jnp.asarray(TARGETS), m), lambda s, t: naive_nll(s)),
     "mix": (
         lambda s, t, m: losses.logit_loss(
@@ -84,7 +121,7 @@ CASES = {
         lambda s, t: 2 * naive_cosine(s, t),
     ),
 }
-LOGIT_KINDS = [LogitLoss(kind=k, cross_entropy=0.5) for k in ("forward_kl", "reverse_kl", "jensen_shannon")]
+LOGIT_KINDS = [LogitLoss(kind=kind, cross_entropy=0.5) for kind in NAIVE]
 
 
 def oracle(naive, student=STUDENT, teacher=TEACHER, mask=MASK):

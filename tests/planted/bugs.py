@@ -293,7 +293,7 @@ BUGS = (
     # Distillation and training
     Bug(
         "losses are computed in bfloat16",
-        "distill/losses.py",
+        "distill/divergences.py",
         "    logits = logits.astype(accumulator(logits))\n    largest",
         "    logits = logits.astype(jnp.bfloat16)\n    largest",
         (
