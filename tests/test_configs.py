@@ -50,5 +50,6 @@ def test_config_builds(path):
     wanted = student_config(config.teacher.model, config.student)
     student = jax.eval_shape(lambda: transfer(make_lm(config.teacher.model), make_lm(wanted)))
     assert student.config == wanted
-    for stage in config.stages:
-        stage.transformation()
+    for place in config.plan():
+        place.stage.transformation()
+        jax.eval_shape(place.stage.trains.split, student)

@@ -16,7 +16,9 @@ from flax import nnx
 from effarch import axes
 from effarch.config import Config, UserError, main
 from effarch.data.batches import Batches, DataPosition
+from effarch.data.bytes import EOS
 from effarch.data.prepare import Prepared, prepare
+from effarch.distill.plan import Planned, plan
 from effarch.distill.stages import Align, Logits, StageChoice
 from effarch.distill.transfer import StudentConfig, student_config, transfer
 from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
@@ -59,8 +61,15 @@ class DistillConfig(RunConfig):
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     scratch: ScratchConfig = ScratchConfig()
+    tokens: int | None = pydantic.Field(
+        None, gt=0, description="to train on, all stages together, by their shares; null: as many as their steps take"
+    )
     stages: Annotated[tuple[StageChoice, ...], pydantic.Field(min_length=1)] = (Align(), Logits())
     sample_prompt: str = pydantic.Field("def ", description="what the sample continues")
+
+    def plan(self) -> tuple[Planned, ...]:
+        """The stages in their places."""
+        return plan(self.stages, batch_size=self.batch_size, seq_len=self.seq_len, tokens=self.tokens)
 
     def pretraining(self, folder: Path, model: LMConfig, steps: int, optimizer: OptimizerConfig) -> PretrainConfig:
         """A pretraining run beside this one: same data, batches and seed; continued if it is there."""
@@ -95,38 +104,41 @@ def distill(
 ) -> LM:
     """The stages, one after the other; what each leaves behind is measured."""
     teacher_graph, frozen = nnx.split(teacher)
-    graph = nnx.split(student, nnx.Param, ...)[0]
-    model = student.config
-    batches = Batches(prepared.train, config.batch_size, config.seed)
-    position, done = DataPosition(), 0
+    graph = nnx.split(student)[0]
+    frozen = jax.device_put(frozen, jax.sharding.NamedSharding(rules.mesh, jax.sharding.PartitionSpec()))
     with (
         Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
         Profiler(run.folder, config.profile) as profiler,
         MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
     ):
-        for stage in config.stages:
+        for place in config.plan():
+            stage = place.stage.ending_with(EOS)
             tx, schedule = stage.transformation()
             phase = Phase(
-                stage.type_name,
-                done,
-                done + stage.steps,
+                place.name,
+                place.first,
+                place.last,
                 stage.objective(teacher_graph, graph),
                 tx,
                 schedule,
-                frozen=(jax.device_put(frozen, jax.sharding.NamedSharding(rules.mesh, jax.sharding.PartitionSpec())),),
+                frozen=(frozen,),
                 evaluate=evaluation(graph, prepared, config),
                 evaluate_every=config.eval.every,
+                trains=stage.trains,
             )
-            done += stage.steps
             newest = checkpoints.latest() or 0
             if newest > phase.last:
                 continue  # a later stage was reached
+            same = place.seq_len == config.seq_len
+            text = prepared if same else prepare(config.data, place.seq_len, config.cache_dir)
+            batches = Batches(text.train, place.batch_size, config.seed)
             if newest > phase.first:
                 state, at, _ = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
                 position = DataPosition(*at)
             else:
                 state = start(phase, student, config.seed, rules)
-            state, position = run_phase(
+                position = batches.position_after(place.batches_before)
+            state, _ = run_phase(
                 phase,
                 state,
                 position,
@@ -135,14 +147,14 @@ def distill(
                 rules=rules,
                 grad_accum=config.grad_accum,
                 checkpoints=checkpoints,
-                about=metadata(config, model),
+                about=metadata(config, student.config, stage.trains),
                 log=log,
                 log_every=config.log.every,
                 profiler=profiler,
                 stop=stop,
             )
-            student = nnx.merge(graph, state.params, state.rest)
-            results.measure(f"student, after {stage.type_name}", student)
+            student = stage.trains.model(graph, state.params, state.rest)
+            results.measure(f"student, after {place.name}", student)
     return student
 
 
@@ -155,6 +167,9 @@ def converted(config: DistillConfig) -> tuple[LM, LM]:
 def run(config: DistillConfig, dry_run: bool = False) -> int:
     """The command."""
     teacher, student = abstractly(lambda: converted(config))
+    for place in config.plan():
+        place.stage.transformation()
+        jax.eval_shape(place.stage.trains.split, student)
     if dry_run:
         for name, lm in (("teacher", teacher), ("student", student)):
             print(f"{name}: {parameter_count(lm):,} parameters")
@@ -178,7 +193,8 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
         window = student_config(config.teacher.model, windowed(config))
         results.measure(results.window_name, jax.jit(lambda lm: transfer(lm, make_lm(window)))(teacher))
 
-        steps = sum(stage.steps for stage in config.stages)
+        tokens = sum(place.tokens for place in config.plan())
+        steps = -(-tokens // (config.batch_size * config.seq_len))
         if config.scratch.train:
             folder = run.folder / "scratch"
             alone = config.pretraining(folder, wanted, steps, config.scratch.optimizer)

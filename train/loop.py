@@ -6,6 +6,7 @@ it.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from effarch.training.profile import Profiler
 from effarch.training.run import versions
 from effarch.training.state import TrainState, abstract_state, make_state, state_shardings
 from effarch.training.step import LossFn, jit_step, make_step
+from effarch.training.trainable import All, Trains
 from effarch.typing import PyTree
 
 
@@ -40,9 +42,10 @@ class Phase:
 
     Attributes:
       name: shown and logged. first, last: steps of the run it lies between.
-      loss_fn, tx, schedule: objective, optimizer, learning rate of update n of the phase.
+      loss_fn, tx, schedule: objective of the model, optimizer, learning rate of update n of the phase.
       frozen: what the objective reads besides the parameters (a teacher).
-      evaluate: ``(params, rest) -> numbers`` for the log, every ``evaluate_every`` steps (0: never).
+      evaluate: ``(params, rest) -> numbers`` of the model for the log, every ``evaluate_every`` steps (0: never).
+      trains: which parameters of the model move.
     """
 
     name: str
@@ -54,19 +57,20 @@ class Phase:
     frozen: tuple[PyTree, ...] = ()
     evaluate: Callable[[PyTree, PyTree], dict[str, float]] | None = None
     evaluate_every: int = 0
+    trains: Trains = All()
+
+    def state(self, model: nnx.Module, seed: int) -> TrainState:
+        """The state before the phase's first step; traceable."""
+        _, params, rest = self.trains.split(model, seed)
+        fresh = make_state(params, rest, self.tx, seed)
+        return dataclasses.replace(fresh, step=fresh.step + self.first)
 
 
 def start(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
     """The state before the phase's first step, sharded: of a model that ``make`` initialises, or of one that exists."""
-
-    def state(model: nnx.Module) -> TrainState:
-        _, params, rest = nnx.split(model, nnx.Param, ...)
-        fresh = make_state(params, rest, phase.tx, seed)
-        return dataclasses.replace(fresh, step=fresh.step + phase.first)
-
     if isinstance(make, nnx.Module):
-        return place(jax.jit(state)(make), shardings(phase, make, seed, rules))
-    return init_sharded(lambda: state(make()), shardings(phase, make, seed, rules))
+        return place(jax.jit(partial(phase.state, seed=seed))(make), shardings(phase, make, seed, rules))
+    return init_sharded(lambda: phase.state(make(), seed), shardings(phase, make, seed, rules))
 
 
 def shardings(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
@@ -80,16 +84,13 @@ def saved(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, 
 
 
 def _abstract(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int) -> TrainState:
-    def state() -> TrainState:
-        _, params, rest = nnx.split(make if isinstance(make, nnx.Module) else make(), nnx.Param, ...)
-        return make_state(params, rest, phase.tx, seed)
-
-    return jax.eval_shape(state)
+    return jax.eval_shape(lambda: phase.state(make if isinstance(make, nnx.Module) else make(), seed))
 
 
-def metadata(config: Config, model: Config) -> dict[str, Any]:
-    """What a checkpoint says of itself: the resolved config, the model, versions, the tokenizer."""
+def metadata(config: Config, model: Config, trains: Trains | None = None) -> dict[str, Any]:
+    """What a checkpoint says of itself: the resolved config, the model, what of it moves, versions, the tokenizer."""
     return {
+        "trains": (trains or All()).model_dump(mode="json"),
         "config": to_yaml(config),
         "model": model.model_dump(mode="json"),
         "versions": versions(),
@@ -119,7 +120,8 @@ def run_phase(
       Stopped: a signal came; everything is saved.
       UserError: losses that stay non-finite, or a checkpoint that cannot be written.
     """
-    step_fn = jit_step(make_step(phase.loss_fn, phase.tx, grad_accum=grad_accum), placement, rules, phase.frozen)
+    loss_fn = phase.trains.loss(phase.loss_fn)
+    step_fn = jit_step(make_step(loss_fn, phase.tx, grad_accum=grad_accum), placement, rules, phase.frozen)
     step = int(state.step)
     tokens = batches.batch_size * batches.rows.seq_len
     held, guard, speed = Deferred(), NonFinite(), Throughput(tokens)
@@ -147,7 +149,7 @@ def run_phase(
             position = batches.next_position(position)
             advance(step - phase.first, report(held.push(step, metrics)))
             if phase.evaluate and phase.evaluate_every and step % phase.evaluate_every == 0:
-                report(held.flush(), phase.evaluate(state.params, state.rest))
+                report(held.flush(), phase.evaluate(*phase.trains.whole(state.params, state.rest)))
             last = stop.requested or step == phase.last
             checkpoints.save(step, state, (position.epoch, position.batch), about, force=last)
             if stop.requested:

@@ -94,6 +94,10 @@ class Batches:
         start = position.batch * self.batch_size
         return self.rows.take(order[start : start + self.batch_size][self._part])
 
+    def position_after(self, batches: int) -> DataPosition:
+        """The position after so many batches, from the beginning."""
+        return DataPosition(*divmod(batches, self.batches_per_epoch))
+
     def next_position(self, position: DataPosition) -> DataPosition:
         """The position after one batch."""
         if position.batch + 1 < self.batches_per_epoch:

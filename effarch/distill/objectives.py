@@ -25,9 +25,9 @@ CHUNK = 256  # positions whose logits exist at a time
 
 
 def next_token(graph: nnx.GraphDef, chunk: int = CHUNK) -> LossFn:
-    """Cross-entropy of the next token, nats."""
+    """Cross-entropy of the next token, nats; a teacher that is handed over is not asked."""
 
-    def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array) -> tuple:
+    def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, *frozen: PyTree) -> tuple:
         lm: LM = nnx.merge(graph, params, rest)
         inputs, targets, mask = shift(batch)
         hidden = lm.hidden(inputs, segment_ids=batch["segment_ids"]).hidden

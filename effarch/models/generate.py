@@ -50,12 +50,55 @@ def sample(logits: Float[Array, "B vocab"], rng: Array, sampling: Sampling) -> I
     return jax.random.categorical(rng, logits, axis=-1).astype(jnp.int32)
 
 
+def continuation(
+    lm: LM,
+    tokens: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    new: int,
+    sampling: Sampling,
+    stop: Sequence[int] = (),
+    rng: Array,
+) -> tuple[Int[Array, "B new"], Int[Array, " B"]]:
+    """What a model writes after each row, and how many tokens before one of ``stop``; traceable.
+
+    Args:
+      lm: the model. tokens: the prompts, padded on the right. segment_ids: their documents, 0 is padding; the last
+        document of each goes on.
+      new: tokens to write at most. sampling: how to choose. stop: ids that end a row. rng: of the draws.
+    """
+    lm = lm.unstacked()
+    batch, time = tokens.shape
+    prompt = lm.hidden(tokens, lm.init_state(batch, time + new), segment_ids=segment_ids)
+    last = (segment_ids > 0).sum(axis=1, dtype=jnp.int32) - 1
+    hidden = jnp.take_along_axis(prompt.hidden, last[:, None, None], axis=1)[:, 0]
+    ends = jnp.asarray(stop, jnp.int32)
+
+    def unfinished(carry: tuple) -> Array:
+        step, *_, done = carry
+        return (step < new) & ~done.all()
+
+    def advance(carry: tuple) -> tuple:
+        step, hidden, state, out, length, done = carry
+        token = sample(lm.head(hidden), jax.random.fold_in(rng, step), sampling)
+        done = done | (token[:, None] == ends[None]).any(axis=1)
+        out = out.at[:, step].set(token)
+        length = jnp.where(done, length, step + 1)
+        # A finished row goes on computing what nobody reads: its state is its own.
+        output = lm.hidden(token[:, None], state, form="recurrent")
+        return step + 1, output.hidden[:, 0], output.state, out, length, done
+
+    out = jnp.zeros((batch, new), jnp.int32)
+    start = (0, hidden, prompt.state, out, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
+    *_, out, length, _ = jax.lax.while_loop(unfinished, advance, start)
+    return out, length
+
+
 @dataclasses.dataclass(frozen=True)
 class _Loop:
     """What the compiled loop is specialised on."""
 
     new: int
-    max_length: int
     sampling: Sampling
     stop: tuple[int, ...]
 
@@ -64,31 +107,9 @@ class _Loop:
 def _generate(
     graph: nnx.GraphDef, loop: _Loop, params: PyTree, tokens: Array, segment_ids: Array, rng: Array
 ) -> tuple[Array, Array]:
-    lm: LM = nnx.merge(graph, params).unstacked()
-    batch = tokens.shape[0]
-    prompt = lm.hidden(tokens, lm.init_state(batch, loop.max_length), segment_ids=segment_ids)
-    last = (segment_ids > 0).sum(axis=1, dtype=jnp.int32) - 1
-    hidden = jnp.take_along_axis(prompt.hidden, last[:, None, None], axis=1)[:, 0]
-    stop = jnp.asarray(loop.stop, jnp.int32)
-
-    def unfinished(carry: tuple) -> Array:
-        step, *_, done = carry
-        return (step < loop.new) & ~done.all()
-
-    def advance(carry: tuple) -> tuple:
-        step, hidden, state, out, length, done = carry
-        token = sample(lm.head(hidden), jax.random.fold_in(rng, step), loop.sampling)
-        done = done | (token[:, None] == stop[None]).any(axis=1)
-        out = out.at[:, step].set(token)
-        length = jnp.where(done, length, step + 1)
-        # A finished row goes on computing what nobody reads: its state is its own.
-        output = lm.hidden(token[:, None], state, form="recurrent")
-        return step + 1, output.hidden[:, 0], output.state, out, length, done
-
-    out = jnp.zeros((batch, loop.new), jnp.int32)
-    start = (0, hidden, prompt.state, out, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
-    *_, out, length, _ = jax.lax.while_loop(unfinished, advance, start)
-    return out, length
+    lm: LM = nnx.merge(graph, params)
+    options = {"new": loop.new, "sampling": loop.sampling, "stop": loop.stop}
+    return continuation(lm, tokens, segment_ids, **options, rng=rng)
 
 
 def generate(
@@ -130,6 +151,6 @@ def generate(
         tokens[row, : len(prompt)] = prompt
         segments[row, : len(prompt)] = 1
     graph, params = nnx.split(lm)
-    loop = _Loop(max_new_tokens, longest + max_new_tokens, sampling or Sampling(), tuple(stop_tokens))
+    loop = _Loop(max_new_tokens, sampling or Sampling(), tuple(stop_tokens))
     out, length = _generate(graph, loop, params, jnp.asarray(tokens), jnp.asarray(segments), jax.random.key(seed))
     return [[int(i) for i in row[:n]] for row, n in zip(np.asarray(out), np.asarray(length), strict=True)]

@@ -7,10 +7,12 @@ from typing import TypeVar
 import jax
 from flax import nnx
 
+import effarch.training.lora  # noqa: F401  (registers)
 from effarch.config import Config, UserError
 from effarch.models.classifier import Classifier, ClassifierConfig, make_classifier
 from effarch.models.lm import LM, LMConfig, make_lm
 from effarch.training.checkpoint import read_metadata, restore_params
+from effarch.training.trainable import trains_of
 
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound=nnx.Module)
@@ -37,6 +39,7 @@ def _load(folder: str | Path, step: int | None, key: str, what: str, schema: typ
     if not isinstance(metadata.get(key), dict):
         raise UserError(f"{folder}: expected a checkpoint of a {what}, its metadata names none")
     config = schema.model_validate(metadata[key])
-    graph, params, rest = nnx.split(jax.eval_shape(lambda: make(config)), nnx.Param, ...)
+    trains = trains_of(metadata.get("trains"))
+    graph, params, rest = jax.eval_shape(lambda: trains.split(make(config)))
     params, rest = restore_params(folder, params, rest, step)
-    return nnx.merge(graph, params, rest)
+    return trains.model(graph, params, rest)

@@ -20,6 +20,10 @@ class OptimizerConfig(Config):
 
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate, after warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; the first already moves")
+    warmup_fraction: float = Field(0.0, ge=0, le=1, description="further warm-up, as a part of all steps")
+    decay_fraction: float = Field(
+        1.0, ge=0, le=1, description="of the steps after warm-up, the last, in which the cosine falls; constant before"
+    )
     final_fraction: float = Field(
         0.1, ge=0, le=1, description="learning rate at the end of the cosine, as a part of the peak"
     )
@@ -31,14 +35,21 @@ class OptimizerConfig(Config):
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
-    """Learning rate of update n, from 0: linear to the peak, then cosine to ``final_fraction`` of it at ``steps``."""
-    if config.warmup_steps > steps:
-        raise UserError(f"warmup_steps: expected at most steps = {steps}, got {config.warmup_steps}")
+    """Learning rate of update n, from 0: linear to the peak, constant, cosine to ``final_fraction`` of it at ``steps``.
+
+    With a ``decay_fraction`` of 1, as it is unless said otherwise, nothing is constant; with 0.1 this is
+    warmup-stable-decay (2404.06395).
+    """
+    warmup = config.warmup_steps + round(config.warmup_fraction * steps)
+    if warmup > steps:
+        asked = f"{config.warmup_steps}" if not config.warmup_fraction else f"{warmup}, warmup_fraction included"
+        raise UserError(f"warmup_steps: expected at most steps = {steps}, got {asked}")
+    stable = round((1 - config.decay_fraction) * (steps - warmup))
 
     def schedule(count: ArrayLike) -> Float[Array, ""]:
         n = jnp.asarray(count, jnp.float32)
-        warm = jnp.minimum((n + 1) / max(config.warmup_steps, 1), 1)
-        decayed = jnp.clip((n - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0, 1)
+        warm = jnp.minimum((n + 1) / max(warmup, 1), 1)
+        decayed = jnp.clip((n - warmup - stable) / max(steps - warmup - stable, 1), 0, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * decayed))
         return config.learning_rate * warm * (config.final_fraction + (1 - config.final_fraction) * cosine)
 

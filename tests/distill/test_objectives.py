@@ -162,15 +162,17 @@ def steps(stage, name: str, count: int):
     """Losses of some updates, and the parameters before and after."""
     teacher, student = models(name)
     teacher_graph, frozen = nnx.split(teacher)
-    graph, params, rest = nnx.split(student, nnx.Param, ...)
+    graph, params, rest = stage.trains.split(student)
     tx, _ = stage.transformation()
-    step = jax.jit(make_step(stage.objective(teacher_graph, graph), tx), compiler_options=tiny.FAST)
+    loss = stage.trains.loss(stage.objective(teacher_graph, graph))
+    step = jax.jit(make_step(loss, tx), compiler_options=tiny.FAST)
     state = make_state(params, rest, tx, 0)
     losses = []
     for _ in range(count):
         state, metrics = step(state, batch(), frozen)
         losses.append(float(metrics["loss"]))
-    return losses, params, state.params
+    before, after = (stage.trains.model(graph, x.params, x.rest) for x in (make_state(params, rest, tx, 0), state))
+    return losses, nnx.split(before, nnx.Param, ...)[1], nnx.split(after, nnx.Param, ...)[1]
 
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, weight_decay=0.3)
