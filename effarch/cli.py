@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pydantic
 
-from effarch.config import Config, did_you_mean, main
+from effarch.config import Config, UserError, did_you_mean, main
 
 if TYPE_CHECKING:
     from effarch.mixers.base import MixerConfig
@@ -88,24 +88,26 @@ def list_mixers(config: ListConfig) -> int:
 
 def generate(config: GenerateConfig) -> int:
     """``effarch generate RUN``: continues a prompt with the model of a run."""
-    from effarch.data.bytes import EOS, ByteTokenizer
+    from effarch.data.token_file import load_tokenizer
     from effarch.models.generate import Sampling
     from effarch.models.generate import generate as continue_prompts
     from effarch.training.load import load_lm
 
     lm = load_lm(config.run)
-    tokenizer = ByteTokenizer()
+    tokenizer = load_tokenizer(config.run)
     prompt = [int(i) for i in tokenizer.encode(config.prompt, bos=True)]
+    if not prompt:
+        raise UserError("prompt: expected some text, the tokenizer has no token that begins one")
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
     (new,) = continue_prompts(
         lm,
         [prompt],
         max_new_tokens=config.max_new_tokens,
         sampling=sampling,
-        stop_tokens=(EOS,),
+        stop_tokens=tokenizer.stop_tokens,
         seed=config.seed,
     )
-    print(config.prompt + tokenizer.decode(new))
+    print(config.prompt + tokenizer.continuation(prompt, new))
     return 0
 
 

@@ -1,6 +1,7 @@
 """A run that is one phase of the loop: the whole of pretraining, or of the training of a classifier."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -59,12 +60,13 @@ def train_alone(
     batches: Batches,
     about: dict[str, Any],
     stop: StopSignal,
+    begin: Callable[[Path], None] = lambda folder: None,
 ) -> TrainState:
     """A run of one phase, new or continued, to its end; one that is finished is only read back.
 
     Args:
       config: the run. phase: what is minimised. make: initialises the model. batches: of the data. about: the run, in
-        its checkpoints' metadata. stop: a signal to save and stop.
+        its checkpoints' metadata. stop: a signal to save and stop. begin: what is done first, in the run's folder.
     """
     rules = make_rules(make_mesh(config.mesh))
     with (
@@ -72,6 +74,7 @@ def train_alone(
         Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
         Profiler(run.folder, config.profile) as profiler,
     ):
+        begin(run.folder)
         newest = checkpoints.latest()
         if newest is None:
             state, position = start(phase, make, config.seed, rules), DataPosition()

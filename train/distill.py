@@ -147,7 +147,7 @@ def distill(
                 rules=rules,
                 grad_accum=config.grad_accum,
                 checkpoints=checkpoints,
-                about=metadata(config, student.config, stage.trains),
+                about=metadata(config, student.config, prepared.tokenizer, stage.trains),
                 log=log,
                 log_every=config.log.every,
                 profiler=profiler,
@@ -187,6 +187,7 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
     rules = make_rules(make_mesh(config.mesh))
     with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run:
         prepared = prepare(config.data, config.seq_len, config.cache_dir)
+        prepared.tokenizer.save(run.folder)
         teacher = teacher_of(config, prepared, stop)
         results = Results(run.folder, config, prepared, teacher, stop)
         results.measure("teacher", teacher)

@@ -15,6 +15,7 @@ from flax import nnx
 from effarch import axes
 from effarch.config import Config, to_yaml
 from effarch.data.batches import Batches, DataPosition
+from effarch.data.tokenizer import Tokenizer
 from effarch.parallel.sharding import init_sharded, place, put_batch
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import NonFinite, StopSignal
@@ -87,14 +88,14 @@ def _abstract(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: i
     return jax.eval_shape(lambda: phase.state(make if isinstance(make, nnx.Module) else make(), seed))
 
 
-def metadata(config: Config, model: Config, trains: Trains | None = None) -> dict[str, Any]:
+def metadata(config: Config, model: Config, tokenizer: Tokenizer, trains: Trains | None = None) -> dict[str, Any]:
     """What a checkpoint says of itself: the resolved config, the model, what of it moves, versions, the tokenizer."""
     return {
         "trains": (trains or All()).model_dump(mode="json"),
         "config": to_yaml(config),
         "model": model.model_dump(mode="json"),
         "versions": versions(),
-        "tokenizer": "bytes",
+        "tokenizer": tokenizer.about(),
     }
 
 

@@ -7,14 +7,15 @@ SIGTERM (SIGINT) with everything saved.
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, main
+from effarch.config import Config, UserError, main
 from effarch.data.batches import Batches
+from effarch.data.bytes import Bytes
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.distill.objectives import next_token
 from effarch.eval.scores import text_scores
@@ -50,6 +51,24 @@ class PretrainConfig(RunConfig):
     model: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
+    def fitted(self) -> Self:
+        """This run with a model that has rows for the tokenizer."""
+        return self.replace(model=fitted(self.model, self.data, "model"))
+
+
+def fitted(model: LMConfig, data: DataConfig, key: str) -> LMConfig:
+    """The model with rows for the data's tokenizer: as many where it has the default number of rows.
+
+    Raises:
+      UserError: its rows are too few, ``key`` in front.
+    """
+    rows = (data.tokenizer or Bytes()).rows()
+    if model.vocab_size >= rows:
+        return model
+    if model.vocab_size != LMConfig.model_fields["vocab_size"].default:
+        raise UserError(f"{key}.vocab_size: expected at least the {rows} of data.tokenizer, got {model.vocab_size}")
+    return model.replace(vocab_size=rows)
+
 
 def validation(prepared: Prepared, config: RunConfig) -> list[dict[str, Any]]:
     """The first ``eval.rows`` rows of validation text, in batches."""
@@ -62,7 +81,8 @@ def evaluation(graph: Any, prepared: Prepared, config: RunConfig) -> Callable[[A
     """What is logged every ``eval.every`` steps, of the model with this graph: bits per byte of validation text."""
 
     def evaluate(params: Any, rest: Any) -> dict[str, float]:
-        scores = text_scores(nnx.merge(graph, params, rest), validation(prepared, config))
+        lm = nnx.merge(graph, params, rest)
+        scores = text_scores(lm, validation(prepared, config), tokenizer=prepared.tokenizer)
         return {"bits_per_byte": scores.bits_per_byte}
 
     return evaluate
@@ -74,6 +94,7 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
     Args:
       config: the run. stop: a signal to save and stop. prepared: its data, if at hand. name: shown while training.
     """
+    config = config.fitted()
     prepared = prepared or prepare(config.data, config.seq_len, config.cache_dir)
 
     def make() -> LM:
@@ -92,13 +113,14 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
         evaluate_every=config.eval.every,
     )
     batches = Batches(prepared.train, config.batch_size, config.seed)
-    about = metadata(config, config.model)
-    state = train_alone(config, phase, make, batches=batches, about=about, stop=stop)
+    about = metadata(config, config.model, prepared.tokenizer)
+    state = train_alone(config, phase, make, batches=batches, about=about, stop=stop, begin=prepared.tokenizer.save)
     return nnx.merge(graph, state.params, state.rest)
 
 
 def run(config: PretrainConfig, dry_run: bool = False) -> int:
     """The command."""
+    config = config.fitted()
     lm = abstractly(lambda: make_lm(config.model, config.seed))
     if dry_run:
         print(f"{parameter_count(lm):,} parameters; nothing was written")
@@ -110,7 +132,7 @@ def run(config: PretrainConfig, dry_run: bool = False) -> int:
         except Stopped as stopped:
             print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
             return stopped.code
-        scores = text_scores(lm, validation(prepared, config))
+        scores = text_scores(lm, validation(prepared, config), tokenizer=prepared.tokenizer)
     print(f"{Path(config.output_dir) / config.run_name}: {scores.bits_per_byte:.3f} bits per byte of validation text")
     return 0
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effarch.bench.decode import decode_speeds
-from effarch.data.bytes import EOS
 from effarch.data.prepare import Prepared
 from effarch.distill.transfer import StudentConfig
 from effarch.eval.report import results_table, write_report
@@ -76,7 +75,8 @@ class Results:
     def _scores(self, name: str, lm: LM) -> dict[str, Any]:
         config = self.config
         with progress(3, f"measuring {name}") as advance:
-            text = text_scores(lm, validation(self.prepared, config), teacher=self.teacher)
+            held_out = validation(self.prepared, config)
+            text = text_scores(lm, held_out, tokenizer=self.prepared.tokenizer, teacher=self.teacher)
             advance(1)
             scores: dict[str, Any] = {"bits_per_byte": text.bits_per_byte, "kl_bits": text.kl_bits}
             if self.prepared.recall is not None:
@@ -102,8 +102,10 @@ class Results:
         tokenizer = self.prepared.tokenizer
         ids = [int(i) for i in tokenizer.encode(prompt, bos=True)]
         sampling = Sampling(temperature=0.7, top_p=0.95)
-        (new,) = generate(student, [ids], max_new_tokens=SAMPLE_TOKENS, sampling=sampling, stop_tokens=(EOS,))
-        text = tokenizer.decode(new)
+        (new,) = generate(
+            student, [ids], max_new_tokens=SAMPLE_TOKENS, sampling=sampling, stop_tokens=tokenizer.stop_tokens
+        )
+        text = tokenizer.continuation(ids, new)
         write_atomic(self.folder / "sample.txt", prompt + text + "\n")
         models = [{"name": name, "reference": name == "teacher", **scores} for name, scores in self.models.items()]
         mixer = self.config.student.mixer.type_name

@@ -16,17 +16,19 @@ import rich.progress
 
 from effarch.config import Config, UserError
 from effarch.data import storage
+from effarch.data.alphabet import BYTES, Alphabet, alphabet_of
 from effarch.data.arrow import as_dataset
 from effarch.data.bytes import ByteTokenizer
-from effarch.data.corpus import survey, validation_groups
+from effarch.data.corpus import Corpus, read_documents, survey, validation_groups
+from effarch.data.encoded import encode_documents, id_dtype
 from effarch.data.packing import place, plan
 from effarch.data.recall import RecallConfig, recall_row
 from effarch.data.rows import Rows
 from effarch.data.sources import PythonStdlib, Source
+from effarch.data.tokenizer import Tokenizer, TokenizerConfig
 from effarch.registry import Choice
 
 VERSION = 1
-_SPECIAL = 2  # bos and eos around every document
 _TRAIN, _EVAL = 0, 1  # streams of recall rows
 
 
@@ -37,12 +39,14 @@ class DataConfig(Config):
       source: where the text comes from.
       max_bytes: read no more than this of it (a sample of its files); null for all.
       validation_fraction: share of the text's bytes held out, in (0, 1); whole groups (top-level packages, files).
+      tokenizer: what makes ids of the text; null: bytes, or the teacher's own where it is a folder that has one.
       recall: rows that need memory, mixed into the training rows, and a set that measures it.
     """
 
     source: Annotated[Source, Choice("source")] = PythonStdlib()
     max_bytes: Annotated[int, pydantic.Field(ge=1)] | None = None
     validation_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
+    tokenizer: Annotated[TokenizerConfig, Choice("tokenizer")] | None = None
     recall: RecallConfig = RecallConfig()
 
 
@@ -62,38 +66,39 @@ class Prepared:
 
     folder: Path
     meta: dict[str, Any]
-    tokenizer: ByteTokenizer
+    tokenizer: Tokenizer
     train: Rows
     validation: Rows
     recall: Rows | None
 
 
-def prepare(config: DataConfig, seq_len: int, cache_dir: str | Path) -> Prepared:
+def prepare(config: DataConfig, seq_len: int, cache_dir: str | Path, *, tokenizer: Tokenizer | None = None) -> Prepared:
     """The rows of a config, built below ``cache_dir`` if they are not there.
 
     Args:
       config: what to read.
       seq_len: tokens per row, at least 2 (at least 32 with recall rows).
       cache_dir: folder of prepared folders; the name of each holds a hash of all that determines its content.
+      tokenizer: in the place of the config's.
 
     Raises:
-      UserError: no text, files that cannot be read or written, a prepared folder that is broken.
+      UserError: no text, files that cannot be read or written, a prepared folder that is broken, a tokenizer that
+        cannot be had.
       ValueError: ``seq_len`` below 2.
     """
-    tokenizer = ByteTokenizer()
     corpus = survey(config.source, config.max_bytes)
+    held_out = validation_groups(corpus.groups, config.validation_fraction)
+    tokenizer = tokenizer or _tokenizer(config, corpus, held_out, Path(cache_dir))
     inputs = {
         "version": VERSION,
         "digest": corpus.digest,
         "seq_len": seq_len,
-        "tokenizer": "bytes",
-        "vocab_size": tokenizer.vocab_size,
         **config.model_dump(mode="json"),
+        "tokenizer": tokenizer.about(),
     }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    key = _hash(inputs)[:12]
     folder = Path(cache_dir) / f"{config.source.type_name}-{seq_len}-{key}"
     if not folder.exists():
-        held_out = validation_groups(corpus.groups, config.validation_fraction)
         with storage.building(folder) as temporary:
             _build(temporary, config, inputs, held_out, tokenizer)
     meta = storage.read_meta(folder)
@@ -103,23 +108,47 @@ def prepare(config: DataConfig, seq_len: int, cache_dir: str | Path) -> Prepared
     return Prepared(folder, meta, tokenizer, rows["train"], rows["validation"], rows.get("recall"))
 
 
+def _tokenizer(config: DataConfig, corpus: Corpus, held_out: frozenset[str], cache_dir: Path) -> Tokenizer:
+    if config.tokenizer is None:
+        return ByteTokenizer()
+
+    def training() -> Iterator[bytes]:
+        for document in read_documents(config.source, config.max_bytes):
+            if document.group not in held_out:
+                yield document.content
+
+    return config.tokenizer.make(training, _hash([corpus.digest, sorted(held_out)]), cache_dir)
+
+
+def _hash(inputs: Any) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
 def _build(
-    folder: Path, config: DataConfig, inputs: dict[str, Any], held_out: frozenset[str], tokenizer: ByteTokenizer
+    folder: Path, config: DataConfig, inputs: dict[str, Any], held_out: frozenset[str], tokenizer: Tokenizer
 ) -> None:
     arrow = folder / "arrow"
     table = as_dataset(config.source, config.max_bytes, digest=inputs["digest"], cache_dir=arrow)
     groups, sizes = table["group"][:], np.asarray(table["size"][:], np.int64)
     validation = np.asarray([group in held_out for group in groups], bool)
+    recall = config.recall
+    alphabet = alphabet_of(tokenizer) if recall.fraction or recall.eval_rows else BYTES
     sets = {}
     with _progress(int(sizes.sum())) as advance:
         for name, members in (("train", np.flatnonzero(~validation)), ("validation", np.flatnonzero(validation))):
-            recall = config.recall if name == "train" else config.recall.replace(fraction=0.0)
             documents = (table[int(i)]["content"] for i in members)
+            fraction = recall.fraction if name == "train" else 0.0
             sets[name] = _write_text(
-                folder / name, documents, sizes[members], inputs["seq_len"], tokenizer, recall, advance
+                folder / name,
+                documents,
+                inputs["seq_len"],
+                tokenizer,
+                recall.replace(fraction=fraction),
+                alphabet,
+                advance,
             )
-    if config.recall.eval_rows:
-        sets["recall"] = _write_recall(folder / "recall", config.recall, inputs["seq_len"])
+    if recall.eval_rows:
+        sets["recall"] = _write_recall(folder / "recall", recall, inputs["seq_len"], tokenizer.vocab_size, alphabet)
     del table
     shutil.rmtree(arrow)
     storage.write_meta(folder, {"inputs": inputs, "sets": sets})
@@ -128,26 +157,27 @@ def _build(
 def _write_text(
     folder: Path,
     documents: Iterator[bytes],
-    sizes: np.ndarray,
     seq_len: int,
-    tokenizer: ByteTokenizer,
+    tokenizer: Tokenizer,
     recall: RecallConfig,
+    alphabet: Alphabet,
     advance: Callable[[int], None],
 ) -> dict[str, int]:
-    layout = plan(sizes + _SPECIAL, seq_len)
+    encoded = encode_documents(documents, tokenizer, folder.with_suffix(".ids"), advance)
+    layout = plan(encoded.lengths, seq_len)
     recall_rows = round(layout.rows * recall.fraction / (1 - recall.fraction))
-    arrays = _create(folder, layout.rows + recall_rows, seq_len)
-    for number, content in enumerate(documents):
-        place(arrays, layout, number, tokenizer.encode(content, bos=True, eos=True))
-        advance(len(content))
+    arrays = _create(folder, layout.rows + recall_rows, seq_len, tokenizer.vocab_size)
+    for number, ids in enumerate(encoded):
+        place(arrays, layout, number, ids)
+    encoded.path.unlink()
     for index in range(recall_rows):
-        row = recall_row((recall.seed, _TRAIN), index, seq_len, recall.symbols)
+        row = recall_row((recall.seed, _TRAIN), index, seq_len, recall.symbols, alphabet)
         for name, array in arrays.items():
             array[layout.rows + index] = row[name]
-    tokens = int(sizes.sum()) + _SPECIAL * len(sizes)
+    tokens = int(encoded.lengths.sum())
     return {
-        "documents": len(sizes),
-        "bytes": int(sizes.sum()),
+        "documents": len(encoded.lengths),
+        "bytes": encoded.bytes,
         "tokens": tokens,
         "text_rows": layout.rows,
         "recall_rows": recall_rows,
@@ -156,19 +186,21 @@ def _write_text(
     }
 
 
-def _write_recall(folder: Path, config: RecallConfig, seq_len: int) -> dict[str, int]:
-    arrays = _create(folder, config.eval_rows, seq_len)
+def _write_recall(
+    folder: Path, config: RecallConfig, seq_len: int, vocab_size: int, alphabet: Alphabet
+) -> dict[str, int]:
+    arrays = _create(folder, config.eval_rows, seq_len, vocab_size)
     arrays["distance"] = storage.create(folder / "distance.npy", (config.eval_rows, seq_len), np.int32)
     for index in range(config.eval_rows):
-        row = recall_row((config.seed, _EVAL), index, seq_len, config.symbols)
+        row = recall_row((config.seed, _EVAL), index, seq_len, config.symbols, alphabet)
         for name, array in arrays.items():
             array[index] = row[name]
     return {"rows": config.eval_rows, "targets": int(arrays["loss_mask"].sum())}
 
 
-def _create(folder: Path, rows: int, seq_len: int) -> dict[str, np.memmap]:
+def _create(folder: Path, rows: int, seq_len: int, vocab_size: int) -> dict[str, np.memmap]:
     segments = np.uint16 if seq_len < 2**16 else np.int32
-    dtypes = {"tokens": np.uint16, "segment_ids": segments, "loss_mask": np.uint8}
+    dtypes = {"tokens": id_dtype(vocab_size), "segment_ids": segments, "loss_mask": np.uint8}
     return {name: storage.create(folder / f"{name}.npy", (rows, seq_len), dtype) for name, dtype in dtypes.items()}
 
 

@@ -12,26 +12,21 @@ number of tokens back to its last appearance after the same prompt.
   it, where a copy takes two that work together [softmax attention, 2 layers, width 128, 200k tokens of these rows:
   lookups 99 %, copies 10 %].
 
+That is how they read as bytes. Other tokenizers get the same rows with a token of their vocabulary, a word if possible,
+in the place of every character (:mod:`effarch.data.alphabet`).
+
 A row is filled with such documents, short and long, each beginning with ``bos``. Row ``i`` of a seed is a pure function
 of ``(seed, i)``: every fourth is a copy, the others are lookups.
 """
 
-import string
 from typing import Annotated
 
 import numpy as np
 import pydantic
 
 from effarch.config import Config, UserError
-from effarch.data.bytes import BOS
+from effarch.data.alphabet import BYTES, SYMBOLS, Alphabet
 
-BAR = ord("|")
-_DOTS = np.full((1, 2), ord("."), np.uint8)
-_LETTERS, _DIGITS = string.ascii_letters.encode(), string.digits.encode()
-_MARKS = string.punctuation.encode().replace(b"|", b"").replace(b".", b"")
-SYMBOLS = np.frombuffer(_LETTERS + _DIGITS + _MARKS, np.uint8)  # of the copies
-KEYS = np.frombuffer(_DIGITS, np.uint8)
-VALUES = np.frombuffer(_LETTERS + _MARKS, np.uint8)[:80].reshape(len(KEYS), 8)  # one row per key
 MIN_SEQ_LEN = 32
 _MIN_DOCUMENT = 16  # what is left of a row is padding when it is shorter than this
 _SHORTEST = 4  # symbols of the shortest string that is copied
@@ -53,7 +48,7 @@ class RecallConfig(Config):
 
     fraction: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.25
     eval_rows: Annotated[int, pydantic.Field(ge=0)] = 128
-    symbols: Annotated[int, pydantic.Field(ge=16, le=len(SYMBOLS))] = 26
+    symbols: Annotated[int, pydantic.Field(ge=16, le=SYMBOLS)] = 26
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
 
 
@@ -62,14 +57,17 @@ def kind_of(index: int) -> str:
     return KINDS[_CYCLE[index % len(_CYCLE)]]
 
 
-def recall_row(seed: tuple[int, ...], index: int, seq_len: int, symbols: int = 26) -> dict[str, np.ndarray]:
+def recall_row(
+    seed: tuple[int, ...], index: int, seq_len: int, symbols: int = 26, alphabet: Alphabet = BYTES
+) -> dict[str, np.ndarray]:
     """One recall row.
 
     Args:
       seed: integers >= 0 that name the stream.
       index: >= 0, number of the row in the stream; :func:`kind_of` tells its kind.
       seq_len: tokens in the row, at least 32.
-      symbols: size of the alphabet, 16 to 92 (see :class:`RecallConfig`).
+      symbols: how many of the alphabet's the copies use, 16 to 92 (see :class:`RecallConfig`).
+      alphabet: the tokens of the rows; bytes, or :func:`effarch.data.alphabet.alphabet_of` a tokenizer.
 
     Returns:
       ``tokens``, ``segment_ids``, ``loss_mask`` (1 at answers) and ``distance`` (tokens back to the fact, 0 where
@@ -82,15 +80,15 @@ def recall_row(seed: tuple[int, ...], index: int, seq_len: int, symbols: int = 2
         raise UserError(f"data.recall: expected seq_len of at least {MIN_SEQ_LEN}, got {seq_len}")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, index])))
     copy = kind_of(index) == "copy"
-    prompts = SYMBOLS[:symbols] if copy else KEYS
+    prompts = alphabet.symbols[:symbols] if copy else alphabet.keys
     tokens, segment_ids, distance = np.zeros((3, seq_len), np.int32)
     start, segment = 0, 0
     while seq_len - start >= _MIN_DOCUMENT:
         room = seq_len - start - 1
-        text = _copy(rng, room, prompts) if copy else _lookup(rng, room)
+        text = _copy(rng, room, prompts, alphabet.bar) if copy else _lookup(rng, room, alphabet)
         segment += 1
         end = start + 1 + len(text)
-        tokens[start], tokens[start + 1 : end] = BOS, text
+        tokens[start], tokens[start + 1 : end] = alphabet.bos, text
         segment_ids[start:end] = segment
         distance[start + 1 : end] = _distances(text, prompts)
         start = end
@@ -119,35 +117,39 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
     return min(high, int(np.exp(rng.uniform(np.log(low), np.log(high + 1)))))
 
 
-def _copy(rng: np.random.Generator, room: int, alphabet: np.ndarray) -> np.ndarray:
-    """A periodic text of at most ``room`` bytes: a string, shorter ones until the distance is reached, again."""
-    symbols = rng.permutation(alphabet)
+def _copy(rng: np.random.Generator, room: int, prompts: np.ndarray, bar: int) -> np.ndarray:
+    """A periodic text of at most ``room`` tokens: a string, shorter ones until the distance is reached, again."""
+    symbols = rng.permutation(prompts)
     longest = len(symbols) * 4 // 5  # the others are for the strings in between
     distance = _log_uniform(rng, _SHORTEST + 1, room - _SHORTEST)
     size = distance - 1 if distance <= longest + 1 else int(rng.integers(longest // 2, longest + 1))
-    period, others = np.append(symbols[:size], BAR), symbols[size:]
+    period, others = np.append(symbols[:size], bar), symbols[size:]
     gap = distance - len(period)
     if gap > _SHORTEST:
-        inner = np.append(others[: int(rng.integers(_SHORTEST, min(len(others), gap - 1) + 1))], BAR)
+        inner = np.append(others[: int(rng.integers(_SHORTEST, min(len(others), gap - 1) + 1))], bar)
         period = np.append(period, np.tile(inner, gap // len(inner)))
     return np.resize(period, min(room, len(period) * int(rng.integers(2, 5))))
 
 
-def _lookup(rng: np.random.Generator, room: int) -> np.ndarray:
-    """Keys with their values, once each, then again after a while of dots or of other keys; at most ``room`` bytes."""
-    keys = rng.permutation(len(KEYS))[: rng.integers(_FEWEST, min(len(KEYS), room // 4) + 1)]
-    facts = np.stack([KEYS[keys], VALUES[keys, rng.integers(VALUES.shape[1], size=len(keys))]], axis=1)
+def _lookup(rng: np.random.Generator, room: int, alphabet: Alphabet) -> np.ndarray:
+    """Keys with their values, once each, then again after a while of dots or of other keys; at most ``room`` tokens."""
+    names, values = alphabet.keys, alphabet.values
+    keys = rng.permutation(len(names))[: rng.integers(_FEWEST, min(len(names), room // 4) + 1)]
+    facts = np.stack([names[keys], values[keys, rng.integers(values.shape[1], size=len(keys))]], axis=1)
+    dots = np.full((1, 2), alphabet.dot, facts.dtype)
     busy, waiting = np.split(facts, [int(rng.integers(2)) * len(keys) // 2])
     distance = _log_uniform(rng, facts.size, room - facts.size)
     pause = (distance - waiting.size) // 2  # in pairs
     text = [facts]
     for _ in range(rng.integers(2, 5)):
-        asked = [rng.permutation(busy) for _ in range(pause // len(busy) + 1)] if len(busy) else [_DOTS] * pause
+        asked = [rng.permutation(busy) for _ in range(pause // len(busy) + 1)] if len(busy) else [dots] * pause
         text += [np.concatenate([*asked, facts[:0]])[:pause], rng.permutation(waiting)]
     return np.concatenate(text).reshape(-1)[:room]
 
 
-def recall_rows(seed: tuple[int, ...], start: int, stop: int, seq_len: int, symbols: int = 26) -> dict[str, np.ndarray]:
+def recall_rows(
+    seed: tuple[int, ...], start: int, stop: int, seq_len: int, symbols: int = 26, alphabet: Alphabet = BYTES
+) -> dict[str, np.ndarray]:
     """Rows ``start .. stop - 1`` of a stream, stacked: the fields of :func:`recall_row`, each ``[N, seq_len]``."""
-    rows = [recall_row(seed, index, seq_len, symbols) for index in range(start, stop)]
+    rows = [recall_row(seed, index, seq_len, symbols, alphabet) for index in range(start, stop)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,7 +1,7 @@
-"""A folder of arrays that is either finished or not there, and that knows when it is broken.
+"""A folder of files that is either finished or not there, and that knows when it is broken.
 
 It is built under a temporary name beside its own and renamed when it is complete. ``meta.json`` says what is in it;
-each array's size and fingerprint are checked whenever the folder is opened.
+each file's size and fingerprint are checked whenever the folder is opened.
 """
 
 import contextlib
@@ -96,8 +96,9 @@ def _alive(pid: int) -> bool:
 
 
 def write_meta(folder: Path, meta: Mapping) -> None:
-    """Writes ``meta.json``, with the fingerprint of every array below ``folder`` under ``files``. To be called last."""
-    files = {path.relative_to(folder).as_posix(): fingerprint(path) for path in sorted(folder.rglob("*.npy"))}
+    """Writes ``meta.json``, with the fingerprint of every file below ``folder`` under ``files``. To be called last."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): fingerprint(path) for path in paths}
     (folder / META).write_text(json.dumps({**meta, "files": files}, indent=2) + "\n")
 
 

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from effarch.data.bytes import ByteTokenizer
 from effarch.data.targets import shift
+from effarch.data.tokenizer import Tokenizer
 from effarch.distill.chunked import token_kl, token_scores
 from effarch.distill.losses import bits
 from effarch.distill.objectives import classification
@@ -16,6 +18,7 @@ from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
 from effarch.typing import Array, PyTree
 
+BYTES = ByteTokenizer()
 Batch = Mapping[str, Array | np.ndarray]
 
 
@@ -100,8 +103,14 @@ def score_tokens(lm: LM, batch: Batch, teacher: LM | None = None) -> dict[str, n
     return jax.tree.map(np.asarray, _token_scores(graph, params, teacher_graph, teacher_params, dict(batch)))
 
 
-def text_scores(lm: LM, batches: Iterable[Batch], *, bytes_below: int = 256, teacher: LM | None = None):
-    """:class:`TextScores` over batches of text rows; ids below ``bytes_below`` are bytes of the text.
+def text_scores(
+    lm: LM, batches: Iterable[Batch], *, tokenizer: Tokenizer = BYTES, teacher: LM | None = None
+) -> TextScores:
+    """:class:`TextScores` over batches of text rows.
+
+    Args:
+      lm: the model. batches: of rows. tokenizer: what made them; it knows the bytes of every token. teacher: what
+        divergence is measured from.
 
     Raises:
       ValueError: no token to predict.
@@ -111,11 +120,11 @@ def text_scores(lm: LM, batches: Iterable[Batch], *, bytes_below: int = 256, tea
     for batch in batches:
         scores = score_tokens(lm, batch, teacher)
         counted = scores["mask"] > 0
-        _, targets, _ = shift({name: np.asarray(x) for name, x in batch.items()})
+        sizes = tokenizer.byte_counts(np.asarray(batch["tokens"]))[:, 1:]  # of what is predicted
         nats += float(scores["nll"].sum(dtype=np.float64))
         kl += float(scores["kl"].sum(dtype=np.float64)) if teacher is not None else 0.0
         tokens += int(counted.sum())
-        text += int((counted & (targets < bytes_below)).sum())
+        text += int(sizes[counted[:, :-1]].sum())
     if text == 0:
         raise ValueError("batches: expected text to predict, got none")
     return TextScores(bits(nats / text), bits(kl / tokens) if teacher is not None else None)

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from effarch.config import UserError
-from effarch.data import DataConfig, Prepared, PythonStdlib, RecallConfig, TextFiles, prepare, storage
+from effarch.data import (
+    BytePairs,
+    DataConfig,
+    Prepared,
+    PythonStdlib,
+    RecallConfig,
+    TextFiles,
+    TokenizerFile,
+    prepare,
+    storage,
+)
+from effarch.data.alphabet import alphabet_of
 from effarch.data.corpus import survey, validation_groups
 from effarch.data.recall import recall_rows
 
@@ -104,6 +115,36 @@ def test_two_builds_are_identical_and_see_a_changed_text(prepared: Prepared, con
     changed = prepare(config, SEQ_LEN, prepared.folder.parent)
     assert changed.folder != prepared.folder
     assert changed.meta["inputs"]["digest"] != prepared.meta["inputs"]["digest"]
+
+
+def test_any_tokenizer_packs_and_is_not_trained_on_what_is_held_out(config: DataConfig, corpus: Path, tmp_path: Path):
+    pytest.importorskip("tokenizers", reason="needs the extra hub")
+    held_out = validation_groups({path.name: 200 for path in corpus.iterdir()}, config.validation_fraction)
+    for path in corpus.iterdir():
+        text = "zqzqzqzq " * 40 if path.name in held_out else f"the state of file {path.stem}\n" * 10
+        path.write_text(text[:200])
+    trained = prepare(config.replace(tokenizer=BytePairs(vocab_size=300)), SEQ_LEN, tmp_path / "cache")
+    tokenizer = trained.tokenizer
+    assert not any("zq" in token for token in tokenizer.token_map().values())
+    assert any("state" in token for token in tokenizer.token_map().values())
+    assert trained.meta["inputs"]["tokenizer"] == tokenizer.about()
+
+    for name, rows in (("train", trained.train), ("validation", trained.validation)):
+        meta = trained.meta["sets"][name]
+        texts = [path.read_bytes() for path in corpus.iterdir() if (path.name in held_out) == (name == "validation")]
+        expected = [tokenizer.encode(text, bos=True, eos=True) for text in texts]
+        cut = [ids[i : i + SEQ_LEN].tobytes() for ids in expected for i in range(0, len(ids), SEQ_LEN)]
+        assert sorted(pieces(rows, meta["text_rows"])) == sorted(cut) and len(cut) >= len(texts) > 0
+        tokens = rows.take(np.arange(meta["text_rows"]))["tokens"]
+        assert tokenizer.byte_counts(tokens).sum() == meta["bytes"]
+    recall = recall_rows((0, 1), 0, 4, SEQ_LEN, 30, alphabet_of(tokenizer))
+    np.testing.assert_array_equal(trained.recall.take(np.arange(4))["tokens"], recall["tokens"])
+
+    # The file of the trained one is the trained one: the rows are there already.
+    (folder,) = (tmp_path / "cache").glob("bpe-300-*")
+    again = prepare(config.replace(tokenizer=TokenizerFile(path=str(folder))), SEQ_LEN, tmp_path / "cache")
+    assert again.folder == trained.folder
+    assert prepare(config, SEQ_LEN, tmp_path / "cache", tokenizer=tokenizer).folder == trained.folder
 
 
 def test_truncated_changed_or_missing_files_are_one_clear_line(prepared: Prepared, config: DataConfig):

@@ -1,3 +1,4 @@
+import hashlib
 import re
 
 import numpy as np
@@ -104,3 +105,17 @@ def test_lengths_from_the_shortest_row_on_work():
                 assert all(array.shape == (seq_len,) for array in row.values())
     with pytest.raises(UserError, match=r"data.recall: expected seq_len of at least 32, got 31"):
         recall_row((0, 0), 0, 31)
+
+
+@pytest.mark.parametrize(
+    "seq_len, symbols, count, digest",
+    [
+        (256, 26, 24, "b9183ffd3e4656abe96d9469962d7c9b8a8412d39f7e722f727cade0508c7863"),
+        (64, 30, 24, "5d22305778f1223cb4270ac2699c36757ce39bd92a9473e2f1753ae735573ec9"),
+        (1024, 92, 12, "9332be6cd96d928f85c9f6f532d960e06fe61008b90f1b379268e94635482c22"),
+    ],
+)
+def test_rows_of_bytes_are_those_of_every_version_before(seq_len: int, symbols: int, count: int, digest: str):
+    rows = recall_rows((0, 1), 0, count, seq_len, symbols)
+    bits = (rows[name].astype(np.int32).tobytes() for name in ("tokens", "segment_ids", "loss_mask", "distance"))
+    assert hashlib.sha256(b"".join(bits)).hexdigest() == digest

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from effarch.data import ByteTokenizer
 from effarch.eval import scores
 from effarch.eval.scores import recall_scores, score_tokens, text_scores
 from effarch.models.lm import LM
@@ -51,6 +52,18 @@ def test_bits_per_byte_of_a_uniform_model():
     found = text_scores(uniform(), rows)
     assert_close(found.bits_per_byte, 8 / 6 * math.log2(VOCAB), TOL.f32_forward)
     assert found.kl_bits is None
+
+
+def test_bits_per_byte_count_the_bytes_of_tokens():
+    """Whatever a token stands for: here even ids for three bytes, odd ones for none."""
+
+    class Threes(ByteTokenizer):
+        def byte_counts(self, tokens):
+            return np.where(np.asarray(tokens) % 2, 0, 3)
+
+    rows = [row(4, 6, 7, 8, 2, 2, ids=[1, 1, 1, 1, 0, 0], mask=[0, 1, 1, 1, 0, 0])]  # 3 targets, 6 bytes
+    found = text_scores(uniform(), rows, tokenizer=Threes())
+    assert_close(found.bits_per_byte, 3 / 6 * math.log2(VOCAB), TOL.f32_forward)
 
 
 def test_divergence_from_a_teacher():
