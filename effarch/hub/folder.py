@@ -88,9 +88,10 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or "\0" in file:
             raise UserError(f"{path}: expected names of .safetensors files in this folder, got {file!r}")
     shards: dict[str, dict[str, Tensor]] = {}
+    there = {entry.name for entry in folder.iterdir()}
     for file in sorted(set(where.values())):
-        if not (folder / file).is_file():
-            raise UserError(f"{folder}: expected the shard {file} of the index, found none")
+        if file not in there:
+            raise UserError(f"{folder}: expected the shard {file[:80]} of the index, found none")
         shards[file] = tensors(folder / file)
     found: dict[str, Tensor] = {}
     for file, inside in shards.items():

@@ -1,5 +1,6 @@
 """A model from a checkpoint's folder."""
 
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from effarch.config import UserError
 from effarch.hub.families import Family, family, model_type
 from effarch.hub.fields import Fields
 from effarch.hub.folder import CONFIG, find_tensors, read_config
+from effarch.hub.locate import locate
 from effarch.hub.parameters import filled, names_of
 from effarch.hub.rules import check
 from effarch.hub.tensors import Tensor
@@ -25,7 +27,7 @@ def read_lm_config(folder: str | Path) -> LMConfig:
     Raises:
       UserError: a missing file, an unknown model type, a field that is missing, contradicts or is not supported.
     """
-    return _config(Path(folder))[0]
+    return _config(locate(folder))[0]
 
 
 def _config(folder: Path) -> tuple[LMConfig, Family]:
@@ -51,7 +53,7 @@ def load_lm(
     """The language model of a checkpoint's folder.
 
     Args:
-      folder: with ``config.json`` and safetensors.
+      folder: with ``config.json`` and safetensors; or a name of the hub.
       dtype, param_dtype: of activations, of parameters; None: as the tensors are stored.
       rules: shards every parameter as it is read; None: all on the default device.
       done: told how many tensors have been read.
@@ -59,17 +61,25 @@ def load_lm(
     Raises:
       UserError: anything in the folder that is missing, damaged, contradicts or is not supported; nothing is loaded.
     """
-    folder = Path(folder)
+    folder = locate(folder)
     config, found = _config(folder)
     theirs = {name: t for name, t in find_tensors(folder).items() if not found.ignored(name)}
     if config.tie_embeddings:
         theirs = _without_tied_head(theirs)
     stored = _stored(theirs)
     config = config.replace(dtype=dtype or stored, param_dtype=param_dtype or stored)
-    names = names_of(jax.eval_shape(lambda: make_lm(config)))
+    if config.num_layers > len(theirs):  # before millions of layers are thought of
+        raise UserError(f"{folder}: expected tensors of {config.num_layers} layers, got {len(theirs)} tensors")
+    abstract = _abstract(config)
+    names = names_of(abstract)
     format_rules = found.rules(config, names)
     check(format_rules, names, {n: t.shape for n, t in theirs.items()}, where=str(folder))
-    return filled(lambda: make_lm(config), format_rules, theirs, rules_table=rules, done=done)
+    return filled(partial(make_lm, config), abstract, format_rules, theirs, rules_table=rules, done=done)
+
+
+@lru_cache(maxsize=4)
+def _abstract(config: LMConfig) -> LM:
+    return jax.eval_shape(partial(make_lm, config))
 
 
 def _stored(theirs: dict[str, Tensor]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from effarch.hub.tensors import Tensor
 from effarch.models.stack import Layout, Stack
 from effarch.parallel.sharding import variable_shardings
 from effarch.typing import PyTree
+
+M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,24 +57,25 @@ def shapes(params: PyTree, named: Mapping[str, Place]) -> dict[str, tuple[int, .
 
 
 def filled(
-    make: Callable[[], nnx.Module],
+    make: Callable[[], M],
+    abstract: M,
     rules: Sequence[Rule],
     theirs: Mapping[str, Tensor],
     *,
     rules_table: axes.Rules | None = None,
     done: Callable[[int], None] = lambda _: None,
-) -> nnx.Module:
+) -> M:
     """The model that ``make`` would make, its parameters read from a checkpoint; checked before (``rules.check``).
 
     One variable exists on the host at a time, beside those that are where they belong.
 
     Args:
-      make: makes the model. rules: the format. theirs: the tensors.
+      make: makes the model. abstract: what it makes, nothing computed. rules: the format. theirs: the tensors.
       rules_table: shards every variable as it is read; None: the default device.
       done: told how many tensors have been read.
     """
-    graph, params, rest = nnx.split(jax.eval_shape(make), nnx.Param, ...)
-    named = places(params, _layout(jax.eval_shape(make)))
+    graph, params, rest = nnx.split(abstract, nnx.Param, ...)
+    named = places(params, _layout(abstract))
     flat = dict(nnx.to_flat_state(params))
     shardings = None if rules_table is None else dict(nnx.to_flat_state(variable_shardings(params, rules_table)))
     waiting: dict[tuple, tuple[np.ndarray, set[str]]] = {}
