@@ -1,4 +1,4 @@
-"""``effarch list | bench | generate``: one grammar for every verb. Heavy imports stay in the verb that needs them."""
+"""``effarch list | bench | convert | generate``: one grammar for every verb. Heavy imports stay in their verb."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -127,6 +127,14 @@ def bench_compare() -> Verb:
     return CompareConfig, compare, ("before", "after")
 
 
+def convert() -> Verb:
+    """``effarch convert SOURCE TARGET``."""
+    from effarch.hub.convert import ConvertConfig
+    from effarch.hub.convert import convert as write
+
+    return ConvertConfig, write, ("source", "target")
+
+
 VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "list": (
         lambda: (ListConfig, list_mixers, ()),
@@ -134,6 +142,7 @@ VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     ),
     "bench": (bench, "Measures time and memory of ops, mixers, blocks and models over the length."),
     "bench compare": (bench_compare, "Compares two reports of effarch bench; exit code 1 where something regressed."),
+    "convert": (convert, "Writes the model of a run or of a checkpoint as a folder that others can load."),
     "generate": (lambda: (GenerateConfig, generate, ("run",)), "Continues a prompt with the model of a run."),
 }
 

@@ -21,6 +21,7 @@ from effarch.data.prepare import Prepared, prepare
 from effarch.distill.plan import Planned, plan
 from effarch.distill.stages import Align, Logits, StageChoice
 from effarch.distill.transfer import StudentConfig, student_config, transfer
+from effarch.hub.export import export_run
 from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
@@ -204,7 +205,9 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
         student = jax.jit(lambda lm: transfer(lm, make_lm(wanted, config.seed)))(teacher)
         results.measure("student, converted", student)
         distill(config, run, teacher, student, prepared, results, rules, stop)
-        results.write(load_lm(run.folder), config.sample_prompt)
+        student = load_lm(run.folder)
+        results.write(student, config.sample_prompt)
+        export_run(run.folder, student)
     return 0
 
 

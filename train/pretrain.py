@@ -19,6 +19,7 @@ from effarch.data.bytes import Bytes
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.distill.objectives import next_token
 from effarch.eval.scores import text_scores
+from effarch.hub.export import export_run
 from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
 from effarch.training.faults import StopSignal
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
@@ -125,6 +126,7 @@ def run(config: PretrainConfig, dry_run: bool = False) -> int:
     if dry_run:
         print(f"{parameter_count(lm):,} parameters; nothing was written")
         return 0
+    folder = Path(config.output_dir) / config.run_name
     with StopSignal() as stop:
         try:
             prepared = prepare(config.data, config.seq_len, config.cache_dir)
@@ -133,7 +135,8 @@ def run(config: PretrainConfig, dry_run: bool = False) -> int:
             print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
             return stopped.code
         scores = text_scores(lm, validation(prepared, config), tokenizer=prepared.tokenizer)
-    print(f"{Path(config.output_dir) / config.run_name}: {scores.bits_per_byte:.3f} bits per byte of validation text")
+        export_run(folder, lm)
+    print(f"{folder}: {scores.bits_per_byte:.3f} bits per byte of validation text")
     return 0
 
 

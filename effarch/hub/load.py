@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import pydantic
+from flax import nnx
 
 from effarch import axes
 from effarch.config import UserError
 from effarch.hub.families import Family, family, model_type
+from effarch.hub.families import effarch as own
 from effarch.hub.fields import Fields
 from effarch.hub.folder import CONFIG, find_tensors, read_config
 from effarch.hub.locate import locate
@@ -54,7 +56,7 @@ def load_lm(
 
     Args:
       folder: with ``config.json`` and safetensors; or a name of the hub.
-      dtype, param_dtype: of activations, of parameters; None: as the tensors are stored.
+      dtype, param_dtype: of activations, of parameters; None: as the tensors are stored, or as our own format says.
       rules: shards every parameter as it is read; None: all on the default device.
       done: told how many tensors have been read.
 
@@ -66,14 +68,17 @@ def load_lm(
     theirs = {name: t for name, t in find_tensors(folder).items() if not found.ignored(name)}
     if config.tie_embeddings:
         theirs = _without_tied_head(theirs)
-    stored = _stored(theirs)
-    config = config.replace(dtype=dtype or stored, param_dtype=param_dtype or stored)
+    if found is not own:  # others do not say in what they compute
+        stored = _stored(theirs)
+        config = config.replace(dtype=stored, param_dtype=stored)
+    config = config.replace(dtype=dtype or config.dtype, param_dtype=param_dtype or config.param_dtype)
     if config.num_layers > len(theirs):  # before millions of layers are thought of
         raise UserError(f"{folder}: expected tensors of {config.num_layers} layers, got {len(theirs)} tensors")
     abstract = _abstract(config)
-    names = names_of(abstract)
+    names, trained = names_of(abstract), names_of(abstract, nnx.Param)
     format_rules = found.rules(config, names)
-    check(format_rules, names, {n: t.shape for n, t in theirs.items()}, where=str(folder))
+    sizes = {n: t.shape for n, t in theirs.items()}
+    check(format_rules, trained, sizes, where=str(folder), fixed=set(names) - set(trained))
     return filled(partial(make_lm, config), abstract, format_rules, theirs, rules_table=rules, done=done)
 
 

@@ -1,4 +1,4 @@
-"""Our parameters by name, one layer at a time however the stack holds them: filled from rules, read back by them."""
+"""Our variables by name, one layer at a time however the stack holds them: filled from rules, read back by them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nnx.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a parameter lies.
+    """Where a variable lies.
 
     Attributes:
       path: of the variable in the model's state. row: of its first axis, where layers are stacked; None: all of it.
@@ -31,17 +31,17 @@ class Place:
 
 
 def places(params: PyTree, layout: Layout | None) -> dict[str, Place]:
-    """Every parameter by name: ``embedding.table``, ``layers.3.mixer.qkv.q.kernel``.
+    """Every variable by name: ``embedding.table``, ``layers.3.mixer.qkv.q.kernel``.
 
     Args:
-      params: of a model, abstract or not. layout: of its stack ``stack``; None where it has none.
+      params: the state of a model, abstract or not. layout: of its stack ``stack``; None where it has none.
     """
     found: dict[str, Place] = {}
     for path in nnx.to_flat_state(params).paths:
         if path[0] != "stack" or layout is None:
             found[".".join(map(str, path))] = Place(path, None)
             continue
-        part, number, rest = str(path[1]), int(path[2]), ".".join(map(str, path[3:]))
+        part, number, rest = str(path[1]), int(str(path[2])), ".".join(map(str, path[3:]))
         first = {"prefix": 0, "period": layout.prefix, "suffix": layout.count - layout.suffix}[part] + number
         repeats = layout.repeats if part == "period" else 1
         for row in range(repeats):
@@ -51,7 +51,7 @@ def places(params: PyTree, layout: Layout | None) -> dict[str, Place]:
 
 
 def shapes(params: PyTree, named: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
-    """The shape of every named parameter, that of one layer where layers are stacked."""
+    """The shape of every named variable, that of one layer where layers are stacked."""
     flat = dict(nnx.to_flat_state(params))
     return {n: tuple(flat[p.path].shape[0 if p.row is None else 1 :]) for n, p in named.items()}
 
@@ -65,7 +65,7 @@ def filled(
     rules_table: axes.Rules | None = None,
     done: Callable[[int], None] = lambda _: None,
 ) -> M:
-    """The model that ``make`` would make, its parameters read from a checkpoint; checked before (``rules.check``).
+    """The model that ``make`` would make, its variables read from a checkpoint; checked before (``rules.check``).
 
     One variable exists on the host at a time, beside those that are where they belong.
 
@@ -74,10 +74,13 @@ def filled(
       rules_table: shards every variable as it is read; None: the default device.
       done: told how many tensors have been read.
     """
-    graph, params, rest = nnx.split(abstract, nnx.Param, ...)
-    named = places(params, _layout(abstract))
-    flat = dict(nnx.to_flat_state(params))
-    shardings = None if rules_table is None else dict(nnx.to_flat_state(variable_shardings(params, rules_table)))
+    graph, variables = nnx.split(abstract)
+    named = places(variables, _layout(abstract))
+    flat = dict(nnx.to_flat_state(variables))
+    shardings = None if rules_table is None else dict(nnx.to_flat_state(variable_shardings(variables, rules_table)))
+    fixed = set(flat) - {named[name].path for rule in rules for name in rule.ours}
+    if fixed:  # not trained, and no part of the format: as the model's config makes them
+        flat |= jax.jit(lambda: {p: v for p, v in nnx.to_flat_state(nnx.split(make())[1]) if p in fixed})()
     waiting: dict[tuple, tuple[np.ndarray, set[str]]] = {}
     read = 0
     for rule in _in_order(rules, named):
@@ -96,8 +99,7 @@ def filled(
                 del waiting[place.path], array
         read += len(rule.theirs)
         done(read)
-    fixed = jax.jit(lambda: nnx.split(make(), nnx.Param, ...)[2])() if jax.tree.leaves(rest) else rest
-    return nnx.merge(graph, nnx.from_flat_state(flat.items()), fixed)
+    return nnx.merge(graph, nnx.from_flat_state(flat.items()))
 
 
 def _in_order(rules: Sequence[Rule], named: Mapping[str, Place]) -> list[Rule]:
@@ -111,8 +113,8 @@ def _in_order(rules: Sequence[Rule], named: Mapping[str, Place]) -> list[Rule]:
 
 def written(model: nnx.Module, rules: Sequence[Rule]) -> Iterator[tuple[str, np.ndarray]]:
     """Their tensors of a model, name and values, rule by rule."""
-    params = nnx.split(model, nnx.Param, ...)[1]
-    named, flat = places(params, _layout(model)), dict(nnx.to_flat_state(params))
+    variables = nnx.split(model)[1]
+    named, flat = places(variables, _layout(model)), dict(nnx.to_flat_state(variables))
 
     def value(name: str) -> np.ndarray:
         place = named[name]
@@ -121,13 +123,13 @@ def written(model: nnx.Module, rules: Sequence[Rule]) -> Iterator[tuple[str, np.
 
     for rule in rules:
         found = rule.write(*(value(name) for name in rule.ours))
-        yield from zip(rule.theirs, (np.ascontiguousarray(x) for x in found), strict=True)
+        yield from zip(rule.theirs, (np.asarray(x, order="C") for x in found), strict=True)
 
 
-def names_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by name; the model may be abstract."""
-    params = nnx.split(model, nnx.Param, ...)[1]
-    return shapes(params, places(params, _layout(model)))
+def names_of(model: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> dict[str, tuple[int, ...]]:
+    """Shape of every variable of a kind by name (all; ``nnx.Param``: what is trained); the model may be abstract."""
+    found = nnx.split(model, kind, ...)[1]
+    return shapes(found, places(found, _layout(model)))
 
 
 def _layout(model: nnx.Module) -> Layout | None:

@@ -88,13 +88,20 @@ def concatenated_biases(ours: Sequence[str], theirs: str, shapes: Sequence[Shape
 
 
 def check(
-    rules: Iterable[Rule], ours: Iterable[str], theirs: Mapping[str, Shape], *, where: str, ignored: Iterable[str] = ()
+    rules: Iterable[Rule],
+    ours: Iterable[str],
+    theirs: Mapping[str, Shape],
+    *,
+    where: str,
+    ignored: Iterable[str] = (),
+    fixed: Iterable[str] = (),
 ) -> None:
     """All that must hold before anything is read.
 
     Args:
       rules: the format. ours: names of all our parameters. theirs: shapes of all tensors there are.
       where: named in errors. ignored: names of tensors that may be there and say nothing.
+      fixed: names of variables of ours that are not trained; the rules may leave them out.
 
     Raises:
       UserError: tensors that are missing, left over or of another shape, at most five lines.
@@ -102,8 +109,9 @@ def check(
     """
     rules = list(rules)
     made = [name for rule in rules for name in rule.ours]
-    if sorted(made) != sorted(ours):
-        wrong = sorted(set(made) ^ set(ours)) or sorted({n for n in made if made.count(n) > 1})
+    wanted_names = set(ours) | (set(fixed) & set(made))
+    if sorted(made) != sorted(wanted_names):
+        wrong = sorted(set(made) ^ wanted_names) or sorted({n for n in made if made.count(n) > 1})
         raise RuntimeError(f"rules: expected every parameter once, not so: {wrong[:5]}")
     problems = []
     wanted: dict[str, Shape] = {}

@@ -59,7 +59,16 @@ def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert all(name in printed for name in ROWS)
     folder = root / "runs" / "run"
-    names = {"config.yaml", "metrics.jsonl", "report.html", "report.json", "sample.txt", "checkpoints", "scratch"}
+    names = {
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "report.json",
+        "sample.txt",
+        "checkpoints",
+        "scratch",
+        "export",
+    }
     assert names <= {path.name for path in folder.iterdir()}
     assert (root / "runs" / "teacher" / "config.yaml").exists()
     assert load(DistillConfig, folder / "config.yaml") == load(DistillConfig, None, tiny.distill(root, files))

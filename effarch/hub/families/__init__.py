@@ -1,6 +1,6 @@
 """Formats of checkpoints: one file per family, found by ``model_type``.
 
-A family is a module with ``MODEL_TYPES``, ``config(fields) -> LMConfig`` and ``rules(config, names) -> list[Rule]``;
+A family is a module with ``config(fields) -> LMConfig`` and ``rules(config, names) -> list[Rule]``;
 one that is written, too, has ``export(config) -> dict``, the ``config.json`` of a model, or None where it has no place
 for it.
 """
@@ -15,7 +15,10 @@ from effarch.hub.rules import Rule, Shape
 from effarch.models.lm import LMConfig
 
 #: model_type -> module
-_FAMILIES = {"llama": "llama", "mistral": "llama"}
+_FAMILIES = {"effarch": "effarch", "llama": "llama", "mistral": "llama"}
+
+#: library -> modules of the families that are written for it
+WRITTEN = {"effarch": ("effarch",), "fla": (), "transformers": ("llama",)}
 
 
 class Family(Protocol):
@@ -24,6 +27,12 @@ class Family(Protocol):
     config: Callable[[Fields], LMConfig]
     rules: Callable[[LMConfig, Mapping[str, Shape]], list[Rule]]
     ignored: Callable[[str], bool]
+
+
+class Written(Family, Protocol):
+    """A family that is written, too."""
+
+    export: Callable[[LMConfig], dict[str, Any] | None]
 
 
 def family(model_type: str, where: str) -> Family:
@@ -38,6 +47,11 @@ def family(model_type: str, where: str) -> Family:
             f"{where}: model_type: expected one of {known}, got {model_type!r}{did_you_mean(model_type, _FAMILIES)}"
         )
     return cast(Family, importlib.import_module(f"effarch.hub.families.{_FAMILIES[model_type]}"))
+
+
+def written_for(library: str) -> list[Written]:
+    """The formats of a library of :data:`WRITTEN` that are written."""
+    return [cast(Written, importlib.import_module(f"{__name__}.{name}")) for name in WRITTEN[library]]
 
 
 def known_types() -> tuple[str, ...]:

@@ -66,10 +66,11 @@ def ignored(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq")
 
 
-def export(config: LMConfig) -> dict[str, Any]:
+def export(config: LMConfig) -> dict[str, Any] | None:
     """Theirs for ours; reading it gives ``config`` again."""
     mixer, channel = config.pattern[0].mixer, config.pattern[0].channel
-    assert isinstance(mixer, SoftmaxAttention) and isinstance(channel, SwiGLU)
+    if not isinstance(mixer, SoftmaxAttention) or not isinstance(channel, SwiGLU):
+        return None
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

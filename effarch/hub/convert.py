@@ -1,0 +1,61 @@
+"""``effarch convert``: the model of a run or of a checkpoint into a new folder, in a format of your choice."""
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from flax import nnx
+
+from effarch.config import Config, UserError
+from effarch.hub.export import export_lm, files_beside
+from effarch.hub.folder import CONFIG
+from effarch.hub.load import load_lm
+from effarch.hub.locate import locate
+from effarch.models.lm import LM, parameter_count
+from effarch.training import load as runs
+
+
+class ConvertConfig(Config):
+    """What to convert, and into what."""
+
+    source: str = pydantic.Field(description="folder of a run or of a checkpoint; or a name of the hub")
+    target: str = pydantic.Field(description="folder to write; new or empty")
+    format: Literal["auto", "effarch", "fla", "transformers"] = pydantic.Field(
+        "auto", description="whose format; auto: that of a library that has the architecture, else effarch's own"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = pydantic.Field(
+        None, description="of the parameters; null: as they are"
+    )
+
+
+def load_any(source: str | Path) -> LM:
+    """The language model of a run (its newest step), of a checkpoint's folder, or of a name of the hub.
+
+    Raises:
+      UserError: it is neither, or cannot be read.
+    """
+    path = locate(source)
+    if path.is_dir() and not (path / CONFIG).exists() and not (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: expected {CONFIG} (a checkpoint) or checkpoints (a run) in it, found neither")
+    return runs.load_lm(path) if (path / "checkpoints").is_dir() else load_lm(path)
+
+
+def with_param_dtype(lm: LM, dtype: str) -> LM:
+    """The model with its parameters in ``dtype``; its config says so."""
+    graph, params, rest = nnx.split(lm, nnx.Param, ...)
+    params = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params))(params)
+    copy = nnx.merge(graph, params, rest)
+    copy.config = lm.config.replace(param_dtype=dtype)
+    return copy
+
+
+def convert(config: ConvertConfig) -> int:
+    """``effarch convert SOURCE TARGET``."""
+    source = locate(config.source)
+    lm = load_any(source)
+    lm = lm if config.dtype is None else with_param_dtype(lm, config.dtype)
+    written = export_lm(config.target, lm, format=config.format, files=files_beside(source))
+    print(f"{config.target}: {written}, {parameter_count(lm):,} parameters in {lm.config.param_dtype}")
+    return 0
