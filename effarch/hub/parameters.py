@@ -1,6 +1,7 @@
 """Our variables by name, one layer at a time however the stack holds them: filled from rules, read back by them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from effarch.parallel.sharding import variable_shardings
 from effarch.typing import PyTree
 
 M = TypeVar("M", bound=nnx.Module)
+_ALIGNED = 64  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def filled(
             variable = flat[place.path]
             if place.path not in waiting:
                 missing = {n for n, p in named.items() if p.path == place.path}
-                waiting[place.path] = (np.empty(variable.shape, variable.dtype), missing)
+                waiting[place.path] = (_empty(variable.shape, variable.dtype), missing)
             array, missing = waiting[place.path]
             array[... if place.row is None else place.row] = value
             missing.discard(name)
@@ -100,6 +102,14 @@ def filled(
         read += len(rule.theirs)
         done(read)
     return nnx.merge(graph, nnx.from_flat_state(flat.items()))
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that begins where jax on a CPU takes memory over instead of copying it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + _ALIGNED, np.uint8)
+    start = -room.ctypes.data % _ALIGNED
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _in_order(rules: Sequence[Rule], named: Mapping[str, Place]) -> list[Rule]:
