@@ -14,10 +14,9 @@ import pydantic
 from flax import nnx
 
 from effarch import axes
-from effarch.config import Config, UserError, main
+from effarch.config import Config, main
 from effarch.data.batches import Batches, DataPosition
-from effarch.data.bytes import EOS
-from effarch.data.prepare import Prepared, prepare
+from effarch.data.prepare import Prepared
 from effarch.distill.plan import Planned, plan
 from effarch.distill.stages import Align, Logits, StageChoice
 from effarch.distill.transfer import StudentConfig, student_config, transfer
@@ -36,13 +35,15 @@ from train.alone import abstractly
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
 from train.pretrain import PretrainConfig, RunConfig, evaluation, pretrain
 from train.results import Results, windowed
+from train.teacher import open_teacher, prepare_text, teacher_config
 
 
 class TeacherConfig(Config):
     """The Transformer to distill."""
 
     path: str | None = pydantic.Field(
-        None, description="folder of its run; trained there if missing; null: <output_dir>/teacher"
+        None,
+        description="folder of the Hugging Face hub, or of a run; trained there if missing; null: <output_dir>/teacher",
     )
     steps: int = pydantic.Field(1000, gt=0, description="updates, if it is to be trained")
     model: LMConfig = LMConfig()
@@ -84,15 +85,6 @@ class DistillConfig(RunConfig):
         )
 
 
-def teacher_of(config: DistillConfig, prepared: Prepared, stop: StopSignal) -> LM:
-    """The teacher: of another run as it is, or of a run of ours, trained as far as it is not."""
-    folder = Path(config.teacher.path or Path(config.output_dir) / "teacher")
-    if folder.is_dir() and config.teacher.path and not (folder / "config.yaml").exists():
-        raise UserError(f"teacher.path: expected the folder of a run, found no config.yaml in {folder}")
-    wanted = config.pretraining(folder, config.teacher.model, config.teacher.steps, config.teacher.optimizer)
-    return pretrain(wanted, stop=stop, prepared=prepared, name="teacher")
-
-
 def distill(
     config: DistillConfig,
     run: Run,
@@ -113,7 +105,7 @@ def distill(
         MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
     ):
         for place in config.plan():
-            stage = place.stage.ending_with(EOS)
+            stage = place.stage.ending_with(prepared.tokenizer.eos_id)
             tx, schedule = stage.transformation()
             phase = Phase(
                 place.name,
@@ -131,7 +123,7 @@ def distill(
             if newest > phase.last:
                 continue  # a later stage was reached
             same = place.seq_len == config.seq_len
-            text = prepared if same else prepare(config.data, place.seq_len, config.cache_dir)
+            text = prepared if same else prepare_text(config, place.seq_len)
             batches = Batches(text.train, place.batch_size, config.seed)
             if newest > phase.first:
                 state, at, _ = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
@@ -161,8 +153,8 @@ def distill(
 
 def converted(config: DistillConfig) -> tuple[LM, LM]:
     """A fresh teacher, and its student: what must be possible before anything is trained."""
-    teacher = make_lm(config.teacher.model)
-    return teacher, transfer(teacher, make_lm(student_config(config.teacher.model, config.student)))
+    teacher = make_lm(teacher_config(config))
+    return teacher, transfer(teacher, make_lm(student_config(teacher.config, config.student)))
 
 
 def run(config: DistillConfig, dry_run: bool = False) -> int:
@@ -187,12 +179,12 @@ def run(config: DistillConfig, dry_run: bool = False) -> int:
 def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
     rules = make_rules(make_mesh(config.mesh))
     with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run:
-        prepared = prepare(config.data, config.seq_len, config.cache_dir)
+        prepared = prepare_text(config, config.seq_len)
         prepared.tokenizer.save(run.folder)
-        teacher = teacher_of(config, prepared, stop)
+        teacher = open_teacher(config, prepared, stop)
         results = Results(run.folder, config, prepared, teacher, stop)
         results.measure("teacher", teacher)
-        window = student_config(config.teacher.model, windowed(config))
+        window = student_config(teacher.config, windowed(config))
         results.measure(results.window_name, jax.jit(lambda lm: transfer(lm, make_lm(window)))(teacher))
 
         tokens = sum(place.tokens for place in config.plan())

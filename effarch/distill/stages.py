@@ -39,8 +39,8 @@ class Stage(Config):
         """The optimizer of what is trained, and its learning rate."""
         return make_optimizer(self.optimizer, self.steps)
 
-    def ending_with(self, token: int) -> Self:
-        """This stage for texts that end with a token."""
+    def ending_with(self, token: int | None) -> Self:
+        """This stage for texts that end with a token; None: with none."""
         return self
 
 
@@ -93,7 +93,7 @@ class OnPolicy(Logits):
         options = {name: getattr(self, name) for name in ("fraction", "prompt", "sampling", "end_token")}
         return on_policy(student, super().objective(teacher, student), **options)
 
-    def ending_with(self, token: int) -> Self:
+    def ending_with(self, token: int | None) -> Self:
         return self if self.end_token is not None else self.replace(end_token=token)
 
 
