@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pydantic
@@ -28,7 +29,7 @@ class ListConfig(Config):
 class GenerateConfig(Config):
     """What to generate from, and how."""
 
-    run: str = pydantic.Field(description="folder of a run")
+    run: str = pydantic.Field(description="folder of a run, or of a checkpoint of the Hugging Face hub")
     prompt: str = pydantic.Field("def ", description="text to continue")
     max_new_tokens: int = pydantic.Field(200, gt=0, description="tokens to add at most")
     temperature: float = pydantic.Field(0.8, ge=0, description="0 takes the most likely token")
@@ -87,13 +88,14 @@ def list_mixers(config: ListConfig) -> int:
 
 
 def generate(config: GenerateConfig) -> int:
-    """``effarch generate RUN``: continues a prompt with the model of a run."""
+    """``effarch generate RUN``: continues a prompt with the model of a run or of a checkpoint."""
+    from effarch import hub
     from effarch.data.token_file import load_tokenizer
     from effarch.models.generate import Sampling
     from effarch.models.generate import generate as continue_prompts
     from effarch.training.load import load_lm
 
-    lm = load_lm(config.run)
+    lm = hub.load_lm(config.run) if Path(config.run, "config.json").is_file() else load_lm(config.run)
     tokenizer = load_tokenizer(config.run)
     prompt = [int(i) for i in tokenizer.encode(config.prompt, bos=True)]
     if not prompt:

@@ -46,7 +46,9 @@ class DataConfig(Config):
     source: Annotated[Source, Choice("source")] = PythonStdlib()
     max_bytes: Annotated[int, pydantic.Field(ge=1)] | None = None
     validation_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.1
-    tokenizer: Annotated[TokenizerConfig, Choice("tokenizer")] | None = None
+    tokenizer: Annotated[TokenizerConfig, Choice("tokenizer")] | None = pydantic.Field(
+        None, description="null: bytes, or the teacher's own"
+    )
     recall: RecallConfig = RecallConfig()
 
 

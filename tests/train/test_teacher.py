@@ -106,6 +106,9 @@ def test_a_checkpoint_of_the_hub_is_a_teacher(root, files, checkpoint: Path, cap
         teacher = open_teacher(config, prepared, stop)
     assert teacher.config == teacher_config(config) and teacher.config.vocab_size == 320
     assert run_distill(config, dry_run=True) == 0
+    capsys.readouterr()
+    assert cli.run(["generate", str(checkpoint), "prompt=the cat", "max_new_tokens=4"]) == 0
+    assert capsys.readouterr().out.startswith("the cat")
 
 
 def test_other_tokens_than_the_teachers_are_refused(root, files, checkpoint: Path, trained: Path):
