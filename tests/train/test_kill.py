@@ -69,7 +69,13 @@ def test_sigterm_saves_and_the_run_goes_on(root, files, whole):
 @pytest.mark.slow
 def test_kill_9_of_a_distillation_at_random_moments(root, files):
     """Teacher, scratch or a stage, whatever is hit: three kills, then the same student."""
-    more = ("checkpoint.every=2", "teacher.steps=20", "stages=[{type: align, steps: 15}, {type: logits, steps: 15}]")
+    stages = (
+        "{type: align, steps: 15}",
+        "{type: logits, steps: 15, trains: lora}",
+        "{type: on_policy, steps: 10}",
+        "{type: cross_entropy, steps: 5, seq_len: 96, batch_size: 4}",
+    )
+    more = ("checkpoint.every=2", "teacher.steps=20", f"stages=[{', '.join(stages)}]")
 
     def arguments(name: str) -> list[str]:
         teacher = root / "teachers" / name
