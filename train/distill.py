@@ -154,7 +154,10 @@ def distill(
 def converted(config: DistillConfig) -> tuple[LM, LM]:
     """A fresh teacher, and its student: what must be possible before anything is trained."""
     teacher = make_lm(teacher_config(config))
-    return teacher, transfer(teacher, make_lm(student_config(teacher.config, config.student)))
+    student = transfer(teacher, make_lm(student_config(teacher.config, config.student)))
+    for stage in config.stages:
+        stage.check(teacher, student)
+    return teacher, student
 
 
 def run(config: DistillConfig, dry_run: bool = False) -> int:

@@ -24,7 +24,7 @@ from effarch.training.optimizer import Schedule
 from effarch.training.profile import Profiler
 from effarch.training.run import versions
 from effarch.training.state import TrainState, abstract_state, make_state, state_shardings
-from effarch.training.step import LossFn, jit_step, make_step
+from effarch.training.step import LossFn, Scheduled, jit_step, make_step
 from effarch.training.trainable import All, Trains
 from effarch.typing import PyTree
 
@@ -52,7 +52,7 @@ class Phase:
     name: str
     first: int
     last: int
-    loss_fn: LossFn
+    loss_fn: LossFn | Scheduled
     tx: Any
     schedule: Schedule
     frozen: tuple[PyTree, ...] = ()
@@ -122,7 +122,8 @@ def run_phase(
       UserError: losses that stay non-finite, or a checkpoint that cannot be written.
     """
     loss_fn = phase.trains.loss(phase.loss_fn)
-    step_fn = jit_step(make_step(loss_fn, phase.tx, grad_accum=grad_accum), placement, rules, phase.frozen)
+    update = make_step(loss_fn, phase.tx, grad_accum=grad_accum, first=phase.first)
+    step_fn = jit_step(update, placement, rules, phase.frozen)
     step = int(state.step)
     tokens = batches.batch_size * batches.rows.seq_len
     held, guard, speed = Deferred(), NonFinite(), Throughput(tokens)

@@ -1,6 +1,6 @@
 """The stages of a distillation, as data: what each minimises, on what, for how long, and what it trains."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import optax
 import pydantic
@@ -8,15 +8,17 @@ from flax import nnx
 
 import effarch.training.lora  # noqa: F401  (registers)
 from effarch.config import Config
-from effarch.distill import objectives
+from effarch.distill import layerwise, objectives
 from effarch.distill.hidden import HiddenLoss
 from effarch.distill.losses import LogitLoss
+from effarch.distill.matrices import MatrixLoss
 from effarch.distill.on_policy import on_policy
 from effarch.models.generate import Sampling
+from effarch.models.lm import LM
 from effarch.registry import Choice, register
 from effarch.training.optimizer import OptimizerConfig, Schedule, make_optimizer
-from effarch.training.step import LossFn
-from effarch.training.trainable import All, Mixers, TrainsChoice
+from effarch.training.step import LossFn, Scheduled
+from effarch.training.trainable import All, Mixers, Named, TrainsChoice
 
 
 class Stage(Config):
@@ -31,7 +33,7 @@ class Stage(Config):
     seq_len: int | None = pydantic.Field(None, gt=1, description="tokens per row; null: the run's")
     optimizer: OptimizerConfig = OptimizerConfig()
 
-    def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn:
+    def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn | Scheduled:
         """The loss of a step, of the student's states."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
 
@@ -39,27 +41,70 @@ class Stage(Config):
         """The optimizer of what is trained, and its learning rate."""
         return make_optimizer(self.optimizer, self.steps)
 
+    def check(self, teacher: LM, student: LM) -> None:
+        """Raises ``ValueError`` where these models cannot take part; they may be abstract."""
+
     def ending_with(self, token: int | None) -> Self:
         """This stage for texts that end with a token; None: with none."""
         return self
 
 
-@register("align", kind="stage")
-class Align(Stage):
-    """Hidden alignment: every layer on the teacher's input, all layers in one pass; mixers and their norms, or LoRA."""
+class LayerStage(Stage):
+    """Base of the stages that compare layer by layer, all on the teacher's input."""
 
-    trains: TrainsChoice = pydantic.Field(Mixers(), description="what of the mixers moves")
-    loss: HiddenLoss = HiddenLoss()
+    trains: TrainsChoice = pydantic.Field(Mixers(), description="what of the layers moves")
 
     @pydantic.field_validator("trains")
     @classmethod
     def _has_a_gradient(cls, trains: Config) -> Config:
         if isinstance(trains, All):  # the rest would have no gradient, and decay
-            raise ValueError("trains: expected what alignment reaches, mixers, lora or named, got all")
+            raise ValueError(f"trains: expected what {cls.type_name} reaches, mixers, lora or named, got all")
         return trains
 
+
+@register("align", kind="stage")
+class Align(LayerStage):
+    """Hidden alignment: every layer on the teacher's input, all layers in one pass; mixers and their norms, or LoRA."""
+
+    target: layerwise.Target = pydantic.Field(
+        "mixer_out", description='whose output: "mixer_out" (LoLCATs, RADLADS) or "block_out" (MOHAWK)'
+    )
+    loss: HiddenLoss = HiddenLoss()
+
     def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn:
-        return objectives.align(teacher, student, self.loss)
+        return layerwise.align(teacher, student, self.loss, self.target)
+
+
+@register("orient", kind="stage")
+class Orient(LayerStage):
+    """Orientation of mixing matrices (MOHAWK, 2408.10189): those of every layer and head against attention weights."""
+
+    loss: MatrixLoss = MatrixLoss()
+
+    def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn:
+        return layerwise.matrices(teacher, student, self.loss)
+
+    def check(self, teacher: LM, student: LM) -> None:
+        layerwise.check_matrices(teacher, student, self.loss)
+
+
+@register("attention_maps", kind="stage")
+class AttentionMaps(Orient):
+    """Attention weights (Hedgehog, 2402.04347): of feature-map students, against the teacher's; feature maps alone."""
+
+    trains: TrainsChoice = pydantic.Field(Named(names=("phi_q", "phi_k")), description="what of the layers moves")
+    loss: MatrixLoss = MatrixLoss(kind="cross_entropy")
+
+
+@register("swap", kind="stage")
+class Swap(Stage):
+    """Progressive swapping: layers pass from teacher to student one after the other, at equal intervals."""
+
+    order: Literal["up", "down"] = pydantic.Field("up", description='"up" begins with the lowest layer')
+    loss: LogitLoss = LogitLoss()
+
+    def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> Scheduled:
+        return layerwise.swap(teacher, student, self.loss, self.steps, self.order)
 
 
 @register("logits", kind="stage")

@@ -11,6 +11,7 @@ from flax import nnx
 from effarch.config import Config
 from effarch.mixers.context import Context, Progress
 from effarch.nn.linear import Linear
+from effarch.ops import mixing
 from effarch.registry import Choice
 from effarch.typing import Array, Float, PyTree
 
@@ -55,6 +56,33 @@ class Mixer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], PyTree | None, Context]:
         """Outputs, the next state, and the context for the next layer. State None in, None out (training)."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
+    def mixing_matrix(
+        self, x: Float[Array, "B T D"], ctx: Context, *, weights: bool = False
+    ) -> Float[Array, "B H T T"]:
+        """M of every head, ``o_t = sum_s M_ts v_s``: what stands between values and outputs, before norms and gates.
+
+        Read off the one operation that the mixer calls (``effarch.ops.mixing``); a mixer that adds terms of its own to
+        it says so by a method of its own. O(T^2) memory.
+
+        Args:
+          x, ctx: as for a call, without a state. weights: refuse rows that are not weights, >= 0 and of sum 1.
+
+        Raises:
+          ValueError: the mixer has no such matrix.
+        """
+        with mixing.watch() as found:
+            self(x, None, ctx)
+        batch, time, _ = x.shape
+        if len(found) != 1 or (batch, time, time) != (*found[0].matrix.shape[:1], *found[0].matrix.shape[2:]):
+            raise self.no_matrix("a mixing matrix")
+        if weights and not found[0].weights:
+            raise self.no_matrix("attention weights (a mixing matrix whose rows sum to 1)")
+        return found[0].matrix
+
+    def no_matrix(self, wanted: str) -> ValueError:
+        """What to raise where there is none."""
+        return ValueError(f"mixer: expected one with {wanted}, got {type(self).__name__}")
 
 
 class MixerConfig(Config):

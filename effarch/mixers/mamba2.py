@@ -107,12 +107,24 @@ class Mamba2Mixer(Mixer):
         s = jnp.zeros((batch_size, c.num_heads, c.state_dim, c.head_dim), jnp.float32)
         return s, self.conv.init_state(batch_size, self.dtype)
 
+    def step(self, x: Array) -> Array:
+        """Step sizes ``[B, T, H]``, in the accumulator's dtype."""
+        dt = self.dt(x).astype(accumulator(x))
+        return jax.nn.softplus(dt + over_tokens(self.dt_bias[...], dt))
+
+    def mixing_matrix(self, x: Array, ctx: Context, *, weights: bool = False) -> Array:
+        """M with the step sizes of what is written, and the skip on its diagonal."""
+        matrix = super().mixing_matrix(x, ctx, weights=weights)
+        step = jnp.swapaxes(self.step(x), 1, 2)[:, :, None]  # of the token that was written: a column each
+        real = jnp.ones(x.shape[1], bool)[None] if ctx.segments is None else ctx.segments.real
+        skip = jnp.eye(x.shape[1], dtype=matrix.dtype)[None, None] * real[:, None, None].astype(matrix.dtype)
+        return matrix * step + skip * self.skip[...].astype(matrix.dtype)[None, :, None, None]
+
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         s, conv_state = (None, None) if state is None else state
         (u, b, c), conv_state = self.conv.together([self.x(x), self.b(x), self.c(x)], conv_state, ctx.segments)
         wide = accumulator(x)
-        dt = self.dt(x).astype(wide)
-        step = jax.nn.softplus(dt + over_tokens(self.dt_bias[...], dt))
+        step = self.step(x)
         log_decay = -over_tokens(jnp.exp(self.log_rate[...].astype(wide)), step) * step
         v = (u.astype(wide) * step[..., None]).astype(u.dtype)
         o, s = linear_recurrence(

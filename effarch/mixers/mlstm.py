@@ -91,6 +91,10 @@ class MLSTMMixer(Mixer):
         z = linear(x).astype(accumulator(x))
         return self.config.gate_cap * jnp.tanh((z + over_tokens(bias[...], z)) / self.config.gate_cap)
 
+    def mixing_matrix(self, x: Array, ctx: Context, *, weights: bool = False) -> Array:
+        """Refused: the denominator stands beside the recurrence."""
+        raise self.no_matrix("a mixing matrix of its recurrence alone")
+
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         c = self.config
         s, m = (None, None) if state is None else state

@@ -74,6 +74,10 @@ class RWKV5Mixer(TimeMix):
         """Omega of every token, ``[B, T, H, K]``, in the accumulator's dtype."""
         return over_tokens(self.omega[...], k.astype(accumulator(k)))
 
+    def mixing_matrix(self, x: Array, ctx: Context, *, weights: bool = False) -> Array:
+        """Refused: the bonus stands beside the recurrence."""
+        raise self.no_matrix("a mixing matrix of its recurrence alone")
+
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         s, last = (None, None) if state is None else state
         previous, last = token_shift(x, state=last, segment_ids=ctx.segments)

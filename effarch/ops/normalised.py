@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.ops.features import Features
+from effarch.ops.mixing import mixes
 from effarch.ops.precision import accumulator
 from effarch.ops.recurrence import Constant, Scalar, linear_recurrence
 from effarch.ops.segments import Segments, as_segments
@@ -30,6 +31,7 @@ def quotient(numerator: Float[Array, "... V"], denominator: Float[Array, "... 1"
     return jnp.where(empty, jnp.zeros_like(numerator), (numerator * scale) / (denominator * scale))
 
 
+@mixes(weights=True)
 def normalised_attention(
     q: Features,
     k: Features,

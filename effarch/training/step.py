@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,14 @@ Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[..., tuple[Array, Array, Metrics]]
 #: ``(state, batch, *frozen) -> (state, metrics)``; ``frozen`` is what a loss reads and no step changes: a teacher.
 Step = Callable[..., tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+    """A loss that changes as training goes on: ``loss_fn(..., *frozen, update=u)``, u updates of the phase done."""
+
+    loss_fn: LossFn
+
 
 RESERVED = ("loss", "weight", "grad_norm", "skipped")
 
@@ -63,7 +72,9 @@ def _accumulated_sums(
     return grads, jax.tree.map(lambda x: x.sum(0), sums)
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, grad_accum: int = 1) -> Step:
+def make_step(
+    loss_fn: LossFn | Scheduled, tx: optax.GradientTransformation, *, grad_accum: int = 1, first: int = 0
+) -> Step:
     """One update: ``step(state, batch, *frozen) -> (state, metrics)``, a pure function.
 
     The gradient is that of ``sum of losses / sum of weights`` over the whole batch. A batch of weight 0 (every token
@@ -82,6 +93,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, grad_accum: 
       tx: the optimizer.
       grad_accum: micro-batches; divides the rows of the batch. Each has its own key,
         ``fold_in(fold_in(rng, step), index)``; with one micro-batch the key is ``fold_in(rng, step)``.
+      first: step at which the phase begins: a :class:`Scheduled` loss is told ``step - first``.
 
     Raises:
       ValueError: ``grad_accum`` is not positive, or (at trace time) does not divide the rows; a metric takes a reserved
@@ -92,10 +104,12 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, grad_accum: 
 
     def step(state: TrainState, batch: PyTree, *frozen: PyTree) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        scheduled = isinstance(loss_fn, Scheduled)
+        loss = partial(loss_fn.loss_fn, update=state.step - first) if scheduled else loss_fn
         if grad_accum == 1:
-            grads, sums = _sums(loss_fn, state, batch, rng, frozen)
+            grads, sums = _sums(loss, state, batch, rng, frozen)
         else:
-            grads, sums = _accumulated_sums(loss_fn, state, batch, rng, frozen, grad_accum)
+            grads, sums = _accumulated_sums(loss, state, batch, rng, frozen, grad_accum)
 
         weight = sums.pop("weight")
         some = weight != 0  # true for NaN, which must reach the guard

@@ -13,7 +13,7 @@ from flax import nnx
 
 from effarch.config import Config, UserError, did_you_mean
 from effarch.registry import Choice, register
-from effarch.training.step import LossFn
+from effarch.training.step import LossFn, Scheduled
 from effarch.typing import Array, PyTree
 
 M = TypeVar("M", bound=nnx.Module)
@@ -42,11 +42,15 @@ class Trains(Config):
         """The model, an ordinary one whatever was trained."""
         return nnx.merge(graph, *self.whole(params, rest))
 
-    def loss(self, of_model: LossFn) -> LossFn:
+    def loss(self, of_model: LossFn | Scheduled) -> LossFn | Scheduled:
         """The loss of a training state, from the loss of a model's states."""
+        if isinstance(of_model, Scheduled):
+            return Scheduled(self._of_state(of_model.loss_fn))
+        return self._of_state(of_model)
 
-        def loss(params: PyTree, rest: PyTree, batch: PyTree, rng: Array, *frozen: PyTree) -> tuple:
-            return of_model(*self.whole(params, rest), batch, rng, *frozen)
+    def _of_state(self, of_model: LossFn) -> LossFn:
+        def loss(params: PyTree, rest: PyTree, batch: PyTree, rng: Array, *frozen: PyTree, **told: Array) -> tuple:
+            return of_model(*self.whole(params, rest), batch, rng, *frozen, **told)
 
         return loss
 

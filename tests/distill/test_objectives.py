@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from effarch.data.targets import shift
-from effarch.distill import objectives
+from effarch.distill import layerwise, objectives
 from effarch.distill.hidden import HiddenLoss
 from effarch.distill.losses import LogitLoss
 from effarch.distill.stages import Align, Logits
@@ -28,6 +28,7 @@ TEACHER = tiny.config("softmax_attention", layers=4)
 STUDENTS = {
     "rwkv7": StudentConfig(mixer="rwkv7"),
     "hybrid": StudentConfig(mixer="retnet", pattern=("mixer", "teacher", "mixer")),
+    "hedgehog": StudentConfig(mixer="hedgehog"),
     "same": StudentConfig(mixer="softmax_attention"),
 }
 
@@ -58,7 +59,7 @@ def compiled(name: str, kind: str):
     teacher_graph, frozen = nnx.split(teacher)
     graph, params, rest = nnx.split(student, nnx.Param, ...)
     make = {
-        "align": partial(objectives.align, config=HiddenLoss()),
+        "align": partial(layerwise.align, config=HiddenLoss()),
         "logits": partial(objectives.logits, config=LogitLoss(), chunk=16),
     }
     loss = make[kind](teacher_graph, graph)

@@ -122,6 +122,23 @@ def test_each_step_has_its_own_key():
         assert len(seen) == 2
 
 
+def test_a_scheduled_loss_is_told_its_update():
+    """A phase that begins at step 1 of a run counts from 0, in every micro-batch."""
+    run = toy.setup()
+
+    def told(params, rest, batch, rng, *, update):
+        loss, weight, _ = toy.loss_fn(params, rest, batch, rng)
+        return loss, weight, {"update": update.astype(weight.dtype) * weight}
+
+    scheduled = step.make_step(step.Scheduled(told), run.tx, grad_accum=2, first=1)
+    advance = step.jit_step(scheduled, run.shardings, run.rules)
+    now, seen = run.init(), []
+    for _ in range(3):
+        now, metrics = advance(now, toy.batch_at(0, 0))
+        seen.append(float(metrics["update"]))
+    assert seen == [-1, 0, 1]
+
+
 def test_reserved_metric_name():
     run = toy.setup()
 

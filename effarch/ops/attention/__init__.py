@@ -16,12 +16,14 @@ from effarch.ops.attention.line import Blocks, Line, lay_out
 from effarch.ops.attention.reference import Visibility, attention, merge
 from effarch.ops.attention.strided import strided_attention
 from effarch.ops.attention.window import LeftContext, window_attention
+from effarch.ops.mixing import mixes
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Float, Int
 
 FORMS = {"chunkwise": blockwise_attention, "parallel": attention}
 
 
+@mixes(weights=True)
 def softmax_attention(
     q: Float[Array, "B T Hq D"],
     k: Float[Array, "B S Hk D"],

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from effarch.ops.attention.blockwise import attention_and_logsumexp
 from effarch.ops.attention.cache import KVCache, append, destination, put, read, resume, slots
 from effarch.ops.attention.reference import Visibility, mix, row_segments, shield, zero_padding
+from effarch.ops.mixing import mixes
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Float, Int
@@ -20,6 +21,7 @@ from effarch.typing import Array, Float, Int
 Cache = tuple[KVCache, Float[Array, "B S Hq"]]  # keys, values, and the log-decay since each key
 
 
+@mixes(weights=True)
 def forgetting_attention(
     q: Float[Array, "B T Hq D"],
     k: Float[Array, "B T Hk D"],

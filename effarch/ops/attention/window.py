@@ -24,6 +24,7 @@ from effarch.ops.attention.reference import (
     shield,
     zero_padding,
 )
+from effarch.ops.mixing import mixes
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Float, Int
 
@@ -56,6 +57,7 @@ class LeftContext:
     length: Int[Array, " B"]
 
 
+@mixes(weights=True)
 def window_attention(
     q: Float[Array, "B T Hq D"],
     k: Float[Array, "B T Hk D"],

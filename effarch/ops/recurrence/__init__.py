@@ -10,6 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from effarch import axes
+from effarch.ops.mixing import mixes
 from effarch.ops.recurrence.chunkwise import chunkwise, default_chunk
 from effarch.ops.recurrence.context import context_parallel
 from effarch.ops.recurrence.inputs import prepare
@@ -35,6 +36,7 @@ FORMS = ("parallel", "chunkwise", "recurrent")
 IMPLS = ("xla",)
 
 
+@mixes(weights=False)
 def linear_recurrence(
     q: Float[Array, "B T Hq K"],
     k: Float[Array, "B T Hk K"],
