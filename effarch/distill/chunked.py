@@ -3,6 +3,11 @@
 A checkpointed scan over chunks of T returns one number per position and loss; the logits of a chunk are recomputed in
 the backward pass. A head is a function ``[B,C,D] -> [B,C,V]``; parameters that it closes over receive their gradients,
 summed over the chunks. Any T: the last chunk is filled up with masked positions.
+
+Where the vocabulary is large not even [B,C,V] exists: within a chunk of positions, only the logits of ``vocab_chunk``
+entries do, in slices of a :class:`effarch.nn.head.Head`, which ``LM.head`` is. Every kind of :class:`LogitLoss` can be
+taken so (:mod:`effarch.distill.vocabulary`). None, the default, is 8,192 for a vocabulary above 65,536 and whole rows,
+which are faster where they fit, below or where the head is a mere function; the vocabulary's size asks for whole rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from effarch.distill.buckets import sliced_nll, sliced_top_k_divergence
 from effarch.distill.losses import (
     LogitLoss,
     Loss,
@@ -21,22 +27,26 @@ from effarch.distill.losses import (
     token_divergence,
     token_nll,
 )
+from effarch.distill.top_k import TopK, token_top_k_divergence
+from effarch.distill.vocabulary import default_chunk, sliced_divergence
+from effarch.nn.head import Head
 from effarch.typing import Array, Float, Int
 
-Head = Callable[[Array], Array]
+HeadFn = Callable[[Array], Array]
 
 
 def chunked_logit_loss(
     student_hidden: Float[Array, "B T D"],
     teacher_hidden: Float[Array, "B T E"],
-    student_head: Head,
-    teacher_head: Head,
+    student_head: HeadFn,
+    teacher_head: HeadFn,
     targets: Int[Array, "B T"],
     mask: Array,
     loss: LogitLoss,
     chunk: int = 256,
     *,
     vocab_size: int | None = None,
+    vocab_chunk: int | None = None,
 ) -> Loss:
     """:func:`effarch.distill.losses.logit_loss` of the heads' logits, in sums of nats over positions.
 
@@ -50,74 +60,174 @@ def chunked_logit_loss(
         loss: which divergence, its temperature, and the share of the cross-entropy.
         chunk: positions whose logits exist at a time, >= 1.
         vocab_size: how many leading entries both vocabularies share; the rest is padding.
+        vocab_chunk: entries of the vocabulary whose logits exist at a time, >= 1; None: by its size.
 
     Raises:
-        ValueError: shapes or vocabularies that do not fit, or chunk < 1.
+        ValueError: shapes or vocabularies that do not fit, chunk or vocab_chunk < 1, or a mere function as
+            head where vocab_chunk is given.
     """
+    entries = _entries(vocab_chunk, student_head, teacher_head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
-        student = student_head(clear_masked(x["student"], x["mask"]))
-        teacher = teacher_head(clear_masked(x["teacher"], x["mask"]))
-        student, teacher = crop_vocabulary(student, teacher, vocab_size)
+        student, teacher = clear_masked(x["student"], x["mask"]), clear_masked(x["teacher"], x["mask"])
         values = {}
+        if entries is not None:
+            args = student, _sliced(student_head), teacher, _sliced(teacher_head)
+            if loss.weight > 0:
+                values[loss.kind] = sliced_divergence(*args, loss, vocab_size, entries)
+            if loss.cross_entropy > 0:
+                values["cross_entropy"] = sliced_nll(*args[:2], x["targets"], vocab_size, entries)[0]
+            return values
+        student, teacher = crop_vocabulary(student_head(student), teacher_head(teacher), vocab_size)
         if loss.weight > 0:
             values[loss.kind] = token_divergence(student, teacher, loss)
         if loss.cross_entropy > 0:
             values["cross_entropy"] = token_nll(student, x["targets"])
         return values
 
-    values = _over_chunks(body, chunk, mask, student=student_hidden, teacher=teacher_hidden, targets=targets)
+    arrays = {"student": student_hidden, "teacher": teacher_hidden, "targets": targets}
+    return _mixed(_over_chunks(body, chunk, entries, mask, **arrays), mask, loss)
+
+
+def chunked_top_k_loss(
+    student_hidden: Float[Array, "B T D"],
+    student_head: HeadFn,
+    teacher: TopK,
+    targets: Int[Array, "B T"],
+    mask: Array,
+    loss: LogitLoss,
+    chunk: int = 256,
+    *,
+    vocab_chunk: int | None = None,
+) -> Loss:
+    """The divergence from a teacher's K largest probabilities and its tail, mixed with the cross-entropy.
+
+    :func:`effarch.distill.top_k.token_top_k_divergence` has the bias.
+
+    Args:
+        teacher: ``[B,T,K]``, taken at ``loss.temperature``; its entries are ids of the student's vocabulary.
+        student_hidden, student_head, targets, mask, loss, chunk, vocab_chunk: as for :func:`chunked_logit_loss`.
+
+    Raises:
+        ValueError: as :func:`chunked_logit_loss`.
+    """
+    entries = _entries(vocab_chunk, student_head)
+
+    def body(x: Mapping[str, Array]) -> dict[str, Array]:
+        hidden = clear_masked(x["student"], x["mask"])
+        top = TopK(clear_masked(x["indices"], x["mask"]), clear_masked(x["log_probs"], x["mask"]))
+        values = {}
+        if entries is not None:
+            head = _sliced(student_head)
+            if loss.weight > 0:
+                values[loss.kind] = sliced_top_k_divergence(hidden, head, top, loss, entries)
+            if loss.cross_entropy > 0:
+                values["cross_entropy"] = sliced_nll(hidden, head, x["targets"], None, entries)[0]
+            return values
+        logits = student_head(hidden)
+        if loss.weight > 0:
+            values[loss.kind] = token_top_k_divergence(logits, top, loss)
+        if loss.cross_entropy > 0:
+            values["cross_entropy"] = token_nll(logits, x["targets"])
+        return values
+
+    arrays = {"student": student_hidden, "indices": teacher.indices, "log_probs": teacher.log_probs}
+    return _mixed(_over_chunks(body, chunk, entries, mask, targets=targets, **arrays), mask, loss)
+
+
+def _mixed(values: Mapping[str, Array], mask: Array, loss: LogitLoss) -> Loss:
     weights = {loss.kind: loss.weight, "cross_entropy": loss.cross_entropy}
     return mix({k: summed(k, v, mask) for k, v in values.items()}, {k: weights[k] for k in values})
 
 
 def chunked_cross_entropy(
-    hidden: Float[Array, "B T D"], head: Head, targets: Int[Array, "B T"], mask: Array, chunk: int = 256
+    hidden: Float[Array, "B T D"],
+    head: HeadFn,
+    targets: Int[Array, "B T"],
+    mask: Array,
+    chunk: int = 256,
+    *,
+    vocab_chunk: int | None = None,
 ) -> Loss:
     """The cross-entropy of ``targets`` in sums of nats over positions; metrics ``cross_entropy`` and ``correct``.
 
     ``correct`` is the mask's weight of the positions whose largest logit is the target's. Args and Raises as
     :func:`chunked_logit_loss`.
     """
-    scores = token_scores(hidden, head, targets, mask, chunk)
+    scores = token_scores(hidden, head, targets, mask, chunk, vocab_chunk=vocab_chunk)
     loss, correct = summed("cross_entropy", scores["nll"], mask), summed("correct", scores["correct"], mask)
     return Loss(loss.total, loss.weight, loss.metrics | correct.metrics)
 
 
 def token_scores(
-    hidden: Float[Array, "B T D"], head: Head, targets: Int[Array, "B T"], mask: Array, chunk: int = 256
+    hidden: Float[Array, "B T D"],
+    head: HeadFn,
+    targets: Int[Array, "B T"],
+    mask: Array,
+    chunk: int = 256,
+    *,
+    vocab_chunk: int | None = None,
 ) -> dict[str, Float[Array, "B T"]]:
     """``nll`` (nats) and ``correct`` (0 or 1) of every position, float32; 0 where the mask is 0."""
+    entries = _entries(vocab_chunk, head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
-        logits = head(clear_masked(x["hidden"], x["mask"]))
-        nll = token_nll(logits, x["targets"])
-        return {"nll": nll, "correct": (jnp.argmax(logits, axis=-1) == x["targets"]).astype(nll.dtype)}
+        hidden, targets = clear_masked(x["hidden"], x["mask"]), x["targets"]
+        if entries is not None:
+            nll, best = sliced_nll(hidden, _sliced(head), targets, None, entries)
+        else:
+            logits = head(hidden)
+            nll, best = token_nll(logits, targets), jnp.argmax(logits, axis=-1)
+        return {"nll": nll, "correct": (best.astype(targets.dtype) == targets).astype(nll.dtype)}
 
-    return _over_chunks(body, chunk, mask, hidden=hidden, targets=targets)
+    return _over_chunks(body, chunk, entries, mask, hidden=hidden, targets=targets)
 
 
 def token_kl(
     student_hidden: Float[Array, "B T D"],
     teacher_hidden: Float[Array, "B T E"],
-    student_head: Head,
-    teacher_head: Head,
+    student_head: HeadFn,
+    teacher_head: HeadFn,
     mask: Array,
     chunk: int = 256,
     *,
     vocab_size: int | None = None,
+    vocab_chunk: int | None = None,
 ) -> Float[Array, "B T"]:
     """KL(teacher || student) of every position in nats at temperature 1, float32; 0 where the mask is 0."""
+    loss = LogitLoss(kind="forward_kl")
+    entries = _entries(vocab_chunk, student_head, teacher_head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
-        student = student_head(clear_masked(x["student"], x["mask"]))
-        teacher = teacher_head(clear_masked(x["teacher"], x["mask"]))
-        return {"kl": token_divergence(student, teacher, LogitLoss(kind="forward_kl"), vocab_size)}
+        student, teacher = clear_masked(x["student"], x["mask"]), clear_masked(x["teacher"], x["mask"])
+        if entries is not None:
+            args = student, _sliced(student_head), teacher, _sliced(teacher_head)
+            return {"kl": sliced_divergence(*args, loss, vocab_size, entries)}
+        return {"kl": token_divergence(student_head(student), teacher_head(teacher), loss, vocab_size)}
 
-    return _over_chunks(body, chunk, mask, student=student_hidden, teacher=teacher_hidden)["kl"]
+    return _over_chunks(body, chunk, entries, mask, student=student_hidden, teacher=teacher_hidden)["kl"]
 
 
-def _over_chunks(body: Callable, chunk: int, mask: Array, **arrays: Array) -> dict[str, Float[Array, "B T"]]:
+def _entries(vocab_chunk: int | None, *heads: HeadFn) -> int | None:
+    """Entries of the vocabulary at a time; None for whole rows."""
+    if vocab_chunk is not None and vocab_chunk < 1:
+        raise ValueError(f"vocab_chunk: expected at least 1 entry, got {vocab_chunk}")
+    if vocab_chunk is None and not all(isinstance(head, Head) for head in heads):
+        return None
+    size = max(_sliced(head).vocab_size for head in heads)
+    entries = default_chunk(size) if vocab_chunk is None else vocab_chunk
+    return entries if entries is not None and entries < size else None
+
+
+def _sliced(head: HeadFn) -> Head:
+    if not isinstance(head, Head):
+        raise ValueError(f"head: expected an effarch.nn.head.Head to slice by vocab_chunk, got {type(head).__name__}")
+    return head
+
+
+def _over_chunks(
+    body: Callable, chunk: int, entries: int | None, mask: Array, **arrays: Array
+) -> dict[str, Float[Array, "B T"]]:
     """``body`` of every chunk of ``arrays`` [B,T,...] and the mask, joined again to [B,T]; 0 where the mask is 0."""
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 position, got {chunk}")
@@ -138,5 +248,6 @@ def _over_chunks(body: Callable, chunk: int, mask: Array, **arrays: Array) -> di
         return None, {name: jnp.where(seen, value, jnp.zeros_like(value)) for name, value in body(x).items()}
 
     xs = {name: split(x) for name, x in arrays.items()} | {"mask": split(mask)}
-    _, values = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), None, xs)
+    # What is sliced keeps no logits, and recomputes them by itself.
+    _, values = jax.lax.scan(step if entries else jax.checkpoint(step, prevent_cse=False), None, xs)
     return {name: jnp.moveaxis(v, 0, 1).reshape(batch, count * chunk)[:, :length] for name, v in values.items()}

@@ -78,22 +78,28 @@ def token_nll(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[
 
 
 def crop_vocabulary(student: Array, teacher: Array, vocab_size: int | None) -> tuple[Array, Array]:
-    """Both logits cut to their first ``vocab_size`` entries; None asks for equal sizes.
+    """Both logits cut to their :func:`common_vocabulary`."""
+    size = common_vocabulary(student.shape[-1], teacher.shape[-1], vocab_size)
+    return student[..., :size], teacher[..., :size]
+
+
+def common_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
+    """``vocab_size``, how many leading entries two vocabularies share; None asks for equal sizes.
 
     Raises:
         ValueError: sizes that differ without a ``vocab_size``, or a ``vocab_size`` above either.
     """
-    sizes = student.shape[-1], teacher.shape[-1]
-    if vocab_size is None and sizes[0] != sizes[1]:
+    if vocab_size is None and student != teacher:
         raise ValueError(
-            f"vocabulary: expected equal sizes, got {sizes[0]} (student) and {sizes[1]} (teacher); where they differ "
+            f"vocabulary: expected equal sizes, got {student} (student) and {teacher} (teacher); where they differ "
             "only by padding rows, pass vocab_size"
         )
-    if vocab_size is not None and not 0 < vocab_size <= min(sizes):
+    if vocab_size is not None and not 0 < vocab_size <= min(student, teacher):
         raise ValueError(
-            f"vocab_size: expected 1 to {min(sizes)} (student {sizes[0]}, teacher {sizes[1]}), got {vocab_size}"
+            f"vocab_size: expected 1 to {min(student, teacher)} (student {student}, teacher {teacher}), "
+            f"got {vocab_size}"
         )
-    return student[..., :vocab_size], teacher[..., :vocab_size]
+    return student if vocab_size is None else vocab_size
 
 
 def forward_kl(student, teacher, mask, *, temperature: float = 1.0, vocab_size: int | None = None) -> Loss:

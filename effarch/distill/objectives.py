@@ -59,7 +59,13 @@ def classification(graph: nnx.GraphDef) -> LossFn:
     return loss
 
 
-def logits(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: LogitLoss, chunk: int = CHUNK) -> LossFn:
+def logits(
+    teacher_graph: nnx.GraphDef,
+    graph: nnx.GraphDef,
+    config: LogitLoss,
+    chunk: int = CHUNK,
+    vocab_chunk: int | None = None,
+) -> LossFn:
     """A divergence between the next-token distributions of teacher and student, where the text supervises."""
 
     def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, frozen: PyTree) -> tuple:
@@ -69,6 +75,7 @@ def logits(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: LogitLoss, 
         segment_ids = batch["segment_ids"]
         theirs = jax.lax.stop_gradient(teacher.hidden(inputs, segment_ids=segment_ids).hidden)
         mine = student.hidden(inputs, segment_ids=segment_ids).hidden
-        return tuple(chunked_logit_loss(mine, theirs, student.head, teacher.head, targets, mask, config, chunk))
+        heads = student.head, teacher.head
+        return tuple(chunked_logit_loss(mine, theirs, *heads, targets, mask, config, chunk, vocab_chunk=vocab_chunk))
 
     return loss

@@ -112,9 +112,15 @@ class Logits(Stage):
     """Distributions over the next token."""
 
     loss: LogitLoss = LogitLoss()
+    vocab_chunk: int | None = pydantic.Field(
+        None,
+        gt=0,
+        description="entries of the vocabulary whose logits exist at a time; null: 8192 where it has above 65536, "
+        "else all",
+    )
 
     def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn:
-        return objectives.logits(teacher, student, self.loss)
+        return objectives.logits(teacher, student, self.loss, vocab_chunk=self.vocab_chunk)
 
 
 @register("cross_entropy", kind="stage")

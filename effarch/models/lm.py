@@ -16,6 +16,7 @@ from effarch.mixers.base import Context, LayerInfo, MixerConfig, Progress
 from effarch.models.block import TAPS, Block, BlockConfig, NormKind, make_norm
 from effarch.models.stack import Body, Layout, make_stack, scan_layers
 from effarch.nn.embedding import Embedding
+from effarch.nn.head import Head
 from effarch.nn.linear import Linear
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float, Int, PyTree
@@ -225,13 +226,13 @@ class LM(nnx.Module):
         """Hidden states of the stream after the last layer."""
         return self.norm(x).astype(self.config.dtype) if self.config.residual_float32 else self.norm(x)
 
-    def head(self, hidden: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
-        """Logits of hidden states, in their dtype."""
-        logits = self.embedding.attend(hidden) if self.unembed is None else self.unembed(hidden)
-        if self.config.logit_cap is not None:
-            cap = jnp.asarray(self.config.logit_cap, logits.dtype)
-            logits = cap * jnp.tanh(logits / cap)
-        return logits
+    @property
+    def head(self) -> Head:
+        """What makes logits of hidden states: ``lm.head(hidden)``, ``[..., D] -> [..., vocab]``, in their dtype."""
+        if self.unembed is None:
+            return Head(self.embedding.table[...], rows=True, cap=self.config.logit_cap)
+        bias = self.unembed.bias
+        return Head(self.unembed.kernel[...], None if bias is None else bias[...], cap=self.config.logit_cap)
 
     def __call__(
         self, tokens: Int[Array, "B T"], state: LMState | None = None, **options: Any

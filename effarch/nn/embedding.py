@@ -1,4 +1,4 @@
-"""Token embeddings, and the same table as the output layer."""
+"""Token embeddings; :class:`effarch.nn.head.Head` reads the same table as the output layer."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,3 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T D"]:
         """Rows of the table. Ids outside it are the loader's to refuse: here they would be clamped."""
         return self.table[...].astype(dtype)[tokens]
-
-    def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
-        """Logits: inner products with every row."""
-        return jnp.tensordot(x, self.table[...].astype(x.dtype).T, axes=1)

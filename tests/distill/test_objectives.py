@@ -60,7 +60,7 @@ def compiled(name: str, kind: str):
     graph, params, rest = nnx.split(student, nnx.Param, ...)
     make = {
         "align": partial(layerwise.align, config=HiddenLoss()),
-        "logits": partial(objectives.logits, config=LogitLoss(), chunk=16),
+        "logits": partial(objectives.logits, config=LogitLoss(), chunk=16, vocab_chunk=10),
     }
     loss = make[kind](teacher_graph, graph)
 
