@@ -137,6 +137,14 @@ def convert() -> Verb:
     return ConvertConfig, write, ("source", "target")
 
 
+def select_layers() -> Verb:
+    """``effarch select-layers RUN keep=N``."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch.eval.select_layers import SelectConfig, select
+
+    return SelectConfig, select, ("run",)
+
+
 VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "list": (
         lambda: (ListConfig, list_mixers, ()),
@@ -145,6 +153,10 @@ VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "bench": (bench, "Measures time and memory of ops, mixers, blocks and models over the length."),
     "bench compare": (bench_compare, "Compares two reports of effarch bench; exit code 1 where something regressed."),
     "convert": (convert, "Writes the model of a run or of a checkpoint as a folder that others can load."),
+    "select-layers": (
+        select_layers,
+        "Ranks the layers of a distilled student by what the teacher's attention would bring back there.",
+    ),
     "generate": (lambda: (GenerateConfig, generate, ("run",)), "Continues a prompt with the model of a run."),
 }
 

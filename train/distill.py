@@ -17,11 +17,12 @@ from effarch import axes
 from effarch.config import Config, main
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import Prepared
+from effarch.distill.frozen import freeze, in_dtype
 from effarch.distill.plan import Planned, plan
 from effarch.distill.stages import Align, Logits, StageChoice
 from effarch.distill.transfer import StudentConfig, student_config, transfer
 from effarch.hub.export import export_run
-from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
+from effarch.models.lm import LM, DType, LMConfig, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
@@ -32,6 +33,7 @@ from effarch.training.optimizer import OptimizerConfig
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run
 from train.alone import abstractly
+from train.answers import answered, cached
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
 from train.pretrain import PretrainConfig, RunConfig, evaluation, pretrain
 from train.results import Results, windowed
@@ -48,6 +50,9 @@ class TeacherConfig(Config):
     steps: int = pydantic.Field(1000, gt=0, description="updates, if it is to be trained")
     model: LMConfig = LMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    dtype: DType | None = pydantic.Field(
+        None, description="of its parameters and activations in the stages; null: its own. Scores are against its own"
+    )
 
 
 class ScratchConfig(Config):
@@ -96,9 +101,9 @@ def distill(
     stop: StopSignal,
 ) -> LM:
     """The stages, one after the other; what each leaves behind is measured."""
-    teacher_graph, frozen = nnx.split(teacher)
+    teacher = teacher if config.teacher.dtype is None else in_dtype(teacher, config.teacher.dtype)
+    teacher_graph, frozen = freeze(teacher, rules)
     graph = nnx.split(student)[0]
-    frozen = jax.device_put(frozen, jax.sharding.NamedSharding(rules.mesh, jax.sharding.PartitionSpec()))
     with (
         Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
         Profiler(run.folder, config.profile) as profiler,
@@ -114,7 +119,7 @@ def distill(
                 stage.objective(teacher_graph, graph),
                 tx,
                 schedule,
-                frozen=(frozen,),
+                frozen=() if cached(stage) else (frozen,),
                 evaluate=evaluation(graph, prepared, config),
                 evaluate_every=config.eval.every,
                 trains=stage.trains,
@@ -135,7 +140,7 @@ def distill(
                 phase,
                 state,
                 position,
-                batches=batches,
+                batches=answered(place, batches, config.cache_dir, nnx.merge(teacher_graph, frozen), rules, stop),
                 placement=shardings(phase, student, config.seed, rules),
                 rules=rules,
                 grad_accum=config.grad_accum,

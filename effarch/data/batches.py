@@ -104,6 +104,16 @@ class Batches:
             return DataPosition(position.epoch, position.batch + 1)
         return DataPosition(position.epoch + 1, 0)
 
+    def rows_read(self, position: DataPosition, count: int) -> np.ndarray:
+        """Numbers of the rows in ``count`` batches from a position on, over all processes: ascending, int64."""
+        found = np.zeros(len(self.rows), bool)
+        while count > 0:
+            here = min(count, self.batches_per_epoch - position.batch)
+            order = permutation(self.seed, position.epoch, len(self.rows))
+            found[order[position.batch * self.batch_size :][: here * self.batch_size]] = True
+            position, count = DataPosition(position.epoch + 1, 0), count - here
+        return np.flatnonzero(found)
+
     def iterate(
         self, position: DataPosition = DataPosition(), *, prefetch: int = 2
     ) -> Generator[tuple[DataPosition, dict[str, np.ndarray]]]:

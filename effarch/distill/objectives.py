@@ -4,12 +4,14 @@ Each maker takes the static graphs of its models and returns
 ``loss(params, rest, batch, rng, *frozen) -> (sum, weight, metrics)``; a teacher's parameters come in as ``frozen``.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from effarch.data.targets import shift
-from effarch.distill.chunked import chunked_cross_entropy, chunked_logit_loss
+from effarch.distill.chunked import chunked_cross_entropy, chunked_logit_loss, chunked_top_k_loss
 from effarch.distill.losses import LogitLoss, summed, token_nll
 from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
@@ -77,5 +79,18 @@ def logits(
         mine = student.hidden(inputs, segment_ids=segment_ids).hidden
         heads = student.head, teacher.head
         return tuple(chunked_logit_loss(mine, theirs, *heads, targets, mask, config, chunk, vocab_chunk=vocab_chunk))
+
+    return loss
+
+
+def cached_logits(graph: nnx.GraphDef, config: LogitLoss, chunk: int = CHUNK, vocab_chunk: int | None = None) -> LossFn:
+    """:func:`logits` with the teacher's likeliest tokens in the batch, under "teacher", in place of the teacher."""
+
+    def loss(params: PyTree, rest: PyTree, batch: dict[str, Any], rng: Array) -> tuple:
+        student: LM = nnx.merge(graph, params, rest)
+        inputs, targets, mask = shift(batch)
+        mine = student.hidden(inputs, segment_ids=batch["segment_ids"]).hidden
+        said = batch["teacher"], targets, mask
+        return tuple(chunked_top_k_loss(mine, student.head, *said, config, chunk, vocab_chunk=vocab_chunk))
 
     return loss

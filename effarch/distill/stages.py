@@ -9,6 +9,7 @@ from flax import nnx
 import effarch.training.lora  # noqa: F401  (registers)
 from effarch.config import Config
 from effarch.distill import layerwise, objectives
+from effarch.distill.cache import CacheConfig
 from effarch.distill.hidden import HiddenLoss
 from effarch.distill.losses import LogitLoss
 from effarch.distill.matrices import MatrixLoss
@@ -118,9 +119,18 @@ class Logits(Stage):
         description="entries of the vocabulary whose logits exist at a time; null: 8192 where it has above 65536, "
         "else all",
     )
+    cache: CacheConfig | None = pydantic.Field(
+        None, description="keep the teacher's likeliest next tokens on disk; null: the teacher runs in every step"
+    )
 
     def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn:
+        if self.cache is not None:
+            return objectives.cached_logits(student, self.loss, vocab_chunk=self.vocab_chunk)
         return objectives.logits(teacher, student, self.loss, vocab_chunk=self.vocab_chunk)
+
+    def check(self, teacher: LM, student: LM) -> None:
+        if self.cache is not None and self.cache.top_k > (size := teacher.config.vocab_size):
+            raise ValueError(f"cache.top_k: expected at most the vocabulary of {size}, got {self.cache.top_k}")
 
 
 @register("cross_entropy", kind="stage")
@@ -139,6 +149,12 @@ class OnPolicy(Logits):
     prompt: float = pydantic.Field(0.5, gt=0, lt=1, description="of a row that it is given, the first part")
     sampling: Sampling = pydantic.Field(Sampling(), description="how it draws tokens")
     end_token: int | None = pydantic.Field(None, ge=0, description="id that ends a text; null: the tokenizer's")
+
+    @pydantic.field_validator("cache")
+    @classmethod
+    def _asks_the_teacher(cls, cache: CacheConfig | None) -> None:
+        if cache is not None:
+            raise ValueError("cache: expected null, for no cache knows what the student will write")
 
     def objective(self, teacher: nnx.GraphDef, student: nnx.GraphDef) -> LossFn:
         options = {name: getattr(self, name) for name in ("fraction", "prompt", "sampling", "end_token")}

@@ -27,6 +27,9 @@ class StudentConfig(Config):
         description='repeated over the layers: "mixer" replaces, "teacher" keeps; '
         "[mixer, mixer, mixer, teacher] is 3 to 1",
     )
+    keep: tuple[Annotated[int, pydantic.Field(ge=0)], ...] = pydantic.Field(
+        (), description="layers, from 0, that keep the teacher's attention beside those of the pattern"
+    )
 
     @pydantic.field_validator("mixer")
     @classmethod
@@ -40,13 +43,15 @@ def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
     """The teacher's config with its mixers replaced; head layout and rotary base follow the teacher where not given.
 
     Raises:
-      ValueError: a layer to be replaced is not softmax attention.
+      ValueError: a layer to be replaced is not softmax attention, or one to be kept does not exist.
     """
-    period = math.lcm(len(teacher.pattern), len(student.pattern))
+    if beyond := [i for i in student.keep if i >= teacher.num_layers]:
+        raise ValueError(f"keep: expected layers 0 to {teacher.num_layers - 1}, got {beyond[0]}")
+    period = teacher.num_layers if student.keep else math.lcm(len(teacher.pattern), len(student.pattern))
     blocks = []
     for i in range(period):
         block = teacher.pattern[i % len(teacher.pattern)]
-        if student.pattern[i % len(student.pattern)] == "mixer":
+        if student.pattern[i % len(student.pattern)] == "mixer" and i not in student.keep:
             if not isinstance(block.mixer, SoftmaxAttention):
                 raise ValueError(f"teacher: expected softmax attention in layer {i}, got {block.mixer.type_name}")
             block = BlockConfig(mixer=student.mixer.matching(block.mixer), channel=block.channel)
