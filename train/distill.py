@@ -192,6 +192,8 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
         teacher = open_teacher(config, prepared, stop)
         results = Results(run.folder, config, prepared, teacher, stop)
         results.measure("teacher", teacher)
+        if config.teacher.dtype is not None:
+            results.measure(f"teacher, {config.teacher.dtype}", in_dtype(teacher, config.teacher.dtype))
         window = student_config(teacher.config, windowed(config))
         results.measure(results.window_name, jax.jit(lambda lm: transfer(lm, make_lm(window)))(teacher))
 

@@ -15,6 +15,10 @@ Bound: before it is normalised, a log-probability is off by at most ``d = s / 2`
 gradient of KL(teacher || student) with respect to the student's logits, in L1, per position. That divergence itself is
 off by at most ``d^2 / 2 + d M``, where M is the largest ``|log p - log q|`` of a position. All in nats; float32's own
 rounding comes on top. A token more than RANGE nats below the likeliest counts as RANGE below: e^-32 = 1e-14 of it.
+
+Measured for a Llama of 260 thousand parameters trained on stories, on 8,192 positions of stories, k = 64 of 512 tokens,
+8 bits: bound and worst case are 8e-2 and 4e-2 for a log-probability, 9e-4 and 1e-4 (2e-5 on average) for KL, 4e-2 and
+1e-2 for the gradient. 16 bits divide the first and the last by 257.
 """
 
 from typing import Literal

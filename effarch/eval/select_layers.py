@@ -11,6 +11,7 @@ from effarch.config import Config, UserError
 from effarch.config.yaml import read
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.data.token_file import load_tokenizer
+from effarch.distill.frozen import in_dtype
 from effarch.distill.select import Batch, Method, Selection, measurements, select_layers
 from effarch.eval.table import Column, Table
 from effarch.hub.convert import load_any
@@ -41,6 +42,8 @@ def select(config: SelectConfig) -> int:
     """The command: measures, prints the table and the override to use, writes ``select_layers.json`` into the run."""
     folder, settings = _run_of(Path(config.run))
     student, teacher = load_lm(folder), load_any(config.teacher or _teacher_of(folder, settings))
+    if teacher.config.dtype != student.config.dtype:  # a checkpoint's own
+        teacher = in_dtype(teacher, student.config.dtype)
     batches = _rows(_prepared(folder, settings), config)
     total = measurements(student.config.num_layers, config.keep, config.method)
     try:

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import train.results
+from effarch import cli
 from effarch.config import load, main
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import prepare
@@ -105,6 +106,28 @@ def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
     assert "run: this run has another config; choose another run_name or the same config" in error
     assert "Traceback" not in error and len(error.splitlines()) <= 4
     assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")} == before
+
+
+def test_select_layers_of_that_run(root, capsys):
+    """A table, the override to use, and a file in the run's folder; also by the run's config."""
+    folder = root / "runs" / "run"
+    for run, method in ((folder, "single"), (folder / "config.yaml", "greedy")):
+        assert cli.run(["select-layers", str(run), "keep=1", "rows=8", f"method={method}"]) == 0
+        printed = capsys.readouterr().out
+        found = json.loads((folder / "select_layers.json").read_text())
+        assert found["method"] == method and len(found["layers"]) == 2 and found["keep"][0] in (0, 1)
+        best = min(found["layers"], key=lambda row: row["kl_bits"])
+        assert best["layer"] == found["keep"][0] and best["choice"] == 1 and best["mixer"] == "retnet"
+        override = f"student.keep=[{best['layer']}]"
+        assert printed.endswith(f"use: {override}\n") and "KL when restored" in printed
+    assert load(DistillConfig, None, [override]).student.keep == (best["layer"],)
+    for words, line in (
+        ((str(folder), "keep=3"), "keep: expected 1 to 2 layers, got 3"),
+        ((str(root / "runs" / "teacher"), "keep=1"), "expected the run of a distillation"),
+        ((str(root / "none"), "keep=1"), "expected the folder of a run or its config"),
+    ):
+        assert cli.run(["select-layers", *words]) == 2
+        assert line in capsys.readouterr().err
 
 
 def losses(root, files, name: str, *mesh: str) -> list[float]:
