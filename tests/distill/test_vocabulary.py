@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from effarch import axes
 from effarch.data.targets import shift
 from effarch.distill import chunked, losses
 from effarch.distill.divergences import LogitLoss
@@ -169,6 +170,8 @@ def test_memory_holds_no_row_of_a_large_vocabulary():
         return jax.jit(jax.value_and_grad(fn, (0, 2))).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
     assert default_chunk(LARGE) == 8_192 and default_chunk(50_257) is None
+    with axes.rules(axes.Rules(jax.make_mesh((2,), ("tensor",)), (("vocab", "tensor"),))):
+        assert default_chunk(LARGE) is None
     row = positions * LARGE * 4
     assert temporaries(None) < row < temporaries(LARGE) / 5
 
