@@ -87,28 +87,23 @@ def test_the_loss_is_that_of_the_written_batch_and_sampling_has_no_gradient():
     graph, params, rest = nnx.split(tiny.model(STUDENT), nnx.Param, ...)
     of_batch = objectives.logits(teacher_graph, graph, LogitLoss(kind="reverse_kl"), chunk=8)
 
-    def gradient(loss, params, *args):
+    @partial(jax.jit, compiler_options=tiny.FAST)
+    def mixed(params, frozen, data, fraction, rng):
+        options = {"prompt": 0.5, "sampling": Sampling(), "end_token": end()}
+        loss = on_policy(graph, of_batch, fraction=fraction, **options)
+
         def total(params):
-            total, weight, metrics = loss(params, rest, *args)
+            total, weight, metrics = loss(params, rest, data, rng, frozen)
             return total, (weight, metrics)
 
         return jax.value_and_grad(total, has_aux=True)(params)
 
-    @partial(jax.jit, compiler_options=tiny.FAST)
-    def mixed(params, frozen, data, fraction, rng):
-        options = {"prompt": 0.5, "sampling": Sampling(), "end_token": end()}
-        return gradient(on_policy(graph, of_batch, fraction=fraction, **options), params, data, rng, frozen)
-
-    @partial(jax.jit, compiler_options=tiny.FAST)
-    def plain(params, frozen, data):
-        return gradient(of_batch, params, data, jax.random.key(0), frozen)
-
     key = jax.random.key(5)
     own = writer(Sampling())(jax.random.split(key, 3)[1])
-    for fraction, data in ((1.0, own), (0.0, batch())):
-        found, expected = mixed(params, frozen, batch(), fraction, key), plain(params, frozen, data)
-        weight, metrics = found[0][1]
-        assert metrics.pop("on_policy") == fraction * weight and weight == shift(data)[2].sum()
-        same_trees(found, expected, TOL.f32_grad)
+    writes, given, text = (mixed(params, frozen, *x, key) for x in ((batch(), 1.0), (own, 0.0), (batch(), 0.0)))
+    for (_, (weight, metrics)), share, data in ((writes[0], 1, own), (given[0], 0, own), (text[0], 0, batch())):
+        assert metrics.pop("on_policy") == share * weight and weight == shift(data)[2].sum() > 0
+    same_trees(writes, given, TOL.f32_grad)
+    assert float(writes[0][0]) != float(text[0][0])
     shares = [mixed(params, frozen, batch(), 0.25, jax.random.key(n))[0][1][1]["on_policy"] > 0 for n in range(40)]
     assert 3 < sum(map(bool, shares)) < 20
