@@ -7,12 +7,12 @@ import jax
 import pytest
 
 from effarch.config import load
-from effarch.distill.transfer import student_config, transfer
+from effarch.distill.transfer import student_config
 from effarch.models.classifier import make_classifier
 from effarch.models.lm import make_lm
 from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
-from train.distill import DistillConfig
+from train.distill import DistillConfig, converted
 from train.pretrain import PretrainConfig
 from train.sweep import SweepConfig
 
@@ -47,9 +47,8 @@ def test_config_builds(path):
         for model in config.models().values():
             jax.eval_shape(partial(make_lm, model))
         return
-    wanted = student_config(config.teacher.model, config.student)
-    student = jax.eval_shape(lambda: transfer(make_lm(config.teacher.model), make_lm(wanted)))
-    assert student.config == wanted
+    _, student = jax.eval_shape(partial(converted, config))
+    assert student.config == student_config(config.teacher.model, config.student)
     for place in config.plan():
         place.stage.transformation()
         jax.eval_shape(place.stage.trains.split, student)
