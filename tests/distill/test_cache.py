@@ -23,6 +23,7 @@ from effarch.distill import cache_build
 from effarch.distill.cache import CacheConfig, CachedRows, cache_inputs, teacher_digest
 from effarch.distill.cache_build import likeliest, open_cache
 from effarch.distill.cache_writer import CacheStopped, CacheWriter
+from effarch.distill.stages import Logits, OnPolicy
 from effarch.parallel.mesh import MeshConfig, make_mesh
 from effarch.parallel.rules import make_rules
 from tests.models import tiny
@@ -281,3 +282,12 @@ def test_refusals(rows, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"mass-00000.npy is corrupt"):
         opened(tmp_path, rows)
+
+
+def test_stages_that_cannot_read_one():
+    with pytest.raises(ValueError, match="cache: expected null, for no cache knows what the student will write"):
+        OnPolicy(cache=CacheConfig())
+    teacher = tiny.model(TEACHER)
+    Logits(cache=CacheConfig(top_k=61)).check(teacher, teacher)
+    with pytest.raises(ValueError, match="cache.top_k: expected at most the vocabulary of 61, got 64"):
+        Logits(cache=CacheConfig()).check(teacher, teacher)
