@@ -145,6 +145,14 @@ def select_layers() -> Verb:
     return SelectConfig, select, ("run",)
 
 
+def evaluate() -> Verb:
+    """``effarch evaluate RUN``."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch.bench.evaluate import EvaluateConfig, evaluate
+
+    return EvaluateConfig, evaluate, ("run",)
+
+
 VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "list": (
         lambda: (ListConfig, list_mixers, ()),
@@ -156,6 +164,10 @@ VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "select-layers": (
         select_layers,
         "Ranks the layers of a distilled student by what the teacher's attention would bring back there.",
+    ),
+    "evaluate": (
+        evaluate,
+        "Scores the model of a run or of a checkpoint: text, recall, decoding.",
     ),
     "generate": (lambda: (GenerateConfig, generate, ("run",)), "Continues a prompt with the model of a run."),
 }

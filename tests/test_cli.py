@@ -80,6 +80,8 @@ def test_help(capsys):
         (["list", "dim=0"], ["dim", "0"]),
         (["list", "--dry-run"], ["--dry-run", "nothing to build"]),
         (["generate"], ["missing RUN"]),
+        (["evaluate", "no/such/run"], ["no/such/run: expected a folder, or a name", "found neither"]),
+        (["evaluate", "a", "eval.lengths=[1]"], ["eval.lengths", "1"]),
         (["generate", "no/such/run"], ["no/such/run: expected the folder of a run, found none"]),
         (["generate", "tests"], ["tests/checkpoints: expected a checkpoint, found none"]),
         (["generate", "a", "temperature=-1"], ["temperature", "-1"]),

@@ -77,10 +77,10 @@ def train_alone(
         begin(run.folder)
         newest = checkpoints.latest()
         if newest is None:
-            state, position = start(phase, make, config.seed, rules), DataPosition()
+            state, position, seconds = start(phase, make, config.seed, rules), DataPosition(), 0.0
         else:
-            state, at, _ = checkpoints.restore(newest, saved(phase, make, config.seed, rules))
-            position = DataPosition(*at)
+            state, at, note = checkpoints.restore(newest, saved(phase, make, config.seed, rules))
+            position, seconds = DataPosition(*at), note.get("seconds", 0.0)
         with MetricsLog(run.folder, int(state.step), config.log.tensorboard) as log:
             state, _ = run_phase(
                 phase,
@@ -96,5 +96,6 @@ def train_alone(
                 log_every=config.log.every,
                 profiler=profiler,
                 stop=stop,
+                seconds=seconds,
             )
     return state

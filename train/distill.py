@@ -21,6 +21,7 @@ from effarch.distill.frozen import freeze, in_dtype
 from effarch.distill.plan import Planned, plan
 from effarch.distill.stages import Align, Logits, StageChoice
 from effarch.distill.transfer import StudentConfig, student_config, transfer
+from effarch.eval.card import model_card
 from effarch.hub.export import export_run
 from effarch.models.lm import LM, DType, LMConfig, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
@@ -36,7 +37,7 @@ from train.alone import abstractly
 from train.answers import answered, cached
 from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
 from train.pretrain import PretrainConfig, RunConfig, evaluation, pretrain
-from train.results import Results, windowed
+from train.results import CONVERTED, SCRATCH, TEACHER, Results, windowed
 from train.teacher import open_teacher, prepare_text, teacher_config
 
 
@@ -72,6 +73,8 @@ class DistillConfig(RunConfig):
         None, gt=0, description="to train on, all stages together, by their shares; null: as many as their steps take"
     )
     stages: Annotated[tuple[StageChoice, ...], pydantic.Field(min_length=1)] = (Align(), Logits())
+    base_model: str | None = pydantic.Field(None, description="the teacher's name on the hub, for the model card")
+    license: str | None = pydantic.Field(None, description="of the student, as the hub spells it; null: not said")
     sample_prompt: str = pydantic.Field("def ", description="what the sample continues")
 
     def plan(self) -> tuple[Planned, ...]:
@@ -131,10 +134,10 @@ def distill(
             text = prepared if same else prepare_text(config, place.seq_len)
             batches = Batches(text.train, place.batch_size, config.seed)
             if newest > phase.first:
-                state, at, _ = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
-                position = DataPosition(*at)
+                state, at, note = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
+                position, seconds = DataPosition(*at), note.get("seconds", 0.0)
             else:
-                state = start(phase, student, config.seed, rules)
+                state, seconds = start(phase, student, config.seed, rules), 0.0
                 position = batches.position_after(place.batches_before)
             state, _ = run_phase(
                 phase,
@@ -150,6 +153,7 @@ def distill(
                 log_every=config.log.every,
                 profiler=profiler,
                 stop=stop,
+                seconds=seconds,
             )
             student = stage.trains.model(graph, state.params, state.rest)
             results.measure(f"student, after {place.name}", student)
@@ -191,7 +195,7 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
         prepared.tokenizer.save(run.folder)
         teacher = open_teacher(config, prepared, stop)
         results = Results(run.folder, config, prepared, teacher, stop)
-        results.measure("teacher", teacher)
+        results.measure(TEACHER, teacher)
         if config.teacher.dtype is not None:
             results.measure(f"teacher, {config.teacher.dtype}", in_dtype(teacher, config.teacher.dtype))
         window = student_config(teacher.config, windowed(config))
@@ -202,14 +206,14 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
         if config.scratch.train:
             folder = run.folder / "scratch"
             alone = config.pretraining(folder, wanted, steps, config.scratch.optimizer)
-            results.measure("student, from scratch", pretrain(alone, stop=stop, prepared=prepared, name="scratch"))
+            results.measure(SCRATCH, pretrain(alone, stop=stop, prepared=prepared, name="scratch"))
 
         student = jax.jit(lambda lm: transfer(lm, make_lm(wanted, config.seed)))(teacher)
-        results.measure("student, converted", student)
+        results.measure(CONVERTED, student)
         distill(config, run, teacher, student, prepared, results, rules, stop)
         student = load_lm(run.folder)
-        results.write(student, config.sample_prompt)
-        export_run(run.folder, student)
+        report = results.write(student, config.sample_prompt)
+        export_run(run.folder, student, card=model_card(report))
     return 0
 
 

@@ -5,6 +5,7 @@ it.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -114,8 +115,12 @@ def run_phase(
     log_every: int,
     profiler: Profiler,
     stop: StopSignal,
+    seconds: float = 0.0,
 ) -> tuple[TrainState, DataPosition]:
     """Runs a phase from ``state`` to its last step; returns the state and the data position after it.
+
+    ``seconds`` is the wall time that the phase took before, as its checkpoint says. The log's is of all of it,
+    compiling, evaluating and saving included; what a kill undid is not in it.
 
     Raises:
       Stopped: a signal came; everything is saved.
@@ -127,6 +132,7 @@ def run_phase(
     step = int(state.step)
     tokens = batches.batch_size * batches.rows.seq_len
     held, guard, speed = Deferred(), NonFinite(), Throughput(tokens)
+    begun = time.perf_counter() - seconds
 
     def report(seen: tuple[int, dict[str, float]] | None, extra: dict[str, float] | None = None) -> str:
         if seen is None:
@@ -137,6 +143,7 @@ def run_phase(
             done = at - phase.first
             rate = float(phase.schedule(done - 1))
             line = {"phase": phase.name, "tokens": done * tokens, "learning_rate": rate, "tokens_per_s": speed(at)}
+            line["seconds"] = round(time.perf_counter() - begun, 3)
             log.write(at, {**line, **metrics, **(extra or {})})
         return f"loss {metrics['loss']:.3f}"
 
@@ -153,7 +160,8 @@ def run_phase(
             if phase.evaluate and phase.evaluate_every and step % phase.evaluate_every == 0:
                 report(held.flush(), phase.evaluate(*phase.trains.whole(state.params, state.rest)))
             last = stop.requested or step == phase.last
-            checkpoints.save(step, state, (position.epoch, position.batch), about, force=last)
+            spent = {"seconds": time.perf_counter() - begun}
+            checkpoints.save(step, state, (position.epoch, position.batch), {**about, **spent}, force=last)
             if stop.requested:
                 break
         report(held.flush())

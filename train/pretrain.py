@@ -5,7 +5,7 @@ SIGTERM (SIGINT) with everything saved.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,27 +13,20 @@ import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, UserError, main
+from effarch.config import UserError, main
 from effarch.data.batches import Batches
 from effarch.data.bytes import Bytes
 from effarch.data.prepare import DataConfig, Prepared, prepare
 from effarch.distill.objectives import next_token
-from effarch.eval.scores import text_scores
+from effarch.eval.config import EvalConfig
+from effarch.eval.scores import Batch, text_scores
+from effarch.eval.suite import first_batches
 from effarch.hub.export import export_run
 from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
 from effarch.training.faults import StopSignal
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
 from train.alone import LoopConfig, abstractly, train_alone
 from train.loop import Phase, Stopped, metadata
-
-
-class EvalConfig(Config):
-    """Evaluation on held-out rows."""
-
-    every: int = pydantic.Field(0, ge=0, description="steps between evaluations while training; 0: none")
-    rows: int = pydantic.Field(64, gt=0, description="rows of validation text, and of recall")
-    window: int = pydantic.Field(64, gt=0, description="tokens; what recall is split at")
-    sinks: int = pydantic.Field(4, ge=0, description="of the training-free window + sinks baseline")
 
 
 class RunConfig(LoopConfig):
@@ -71,11 +64,9 @@ def fitted(model: LMConfig, data: DataConfig, key: str) -> LMConfig:
     return model.replace(vocab_size=rows)
 
 
-def validation(prepared: Prepared, config: RunConfig) -> list[dict[str, Any]]:
+def validation(prepared: Prepared, config: RunConfig) -> Iterator[Batch]:
     """The first ``eval.rows`` rows of validation text, in batches."""
-    size = min(config.batch_size, config.eval.rows)
-    found = prepared.validation.in_order(size)
-    return [batch for _, batch in zip(range(config.eval.rows // size), found, strict=False)]
+    return first_batches(prepared.validation, config.eval.rows, config.batch_size)
 
 
 def evaluation(graph: Any, prepared: Prepared, config: RunConfig) -> Callable[[Any, Any], dict[str, float]]:

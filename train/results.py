@@ -8,26 +8,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effarch.bench.decode import decode_speeds
+from effarch.bench.evaluate import measured
 from effarch.data.prepare import Prepared
 from effarch.distill.transfer import StudentConfig
-from effarch.eval.report import results_table, write_report
-from effarch.eval.scores import recall_scores, text_scores
+from effarch.eval.report import costs_table, results_table, strict, write_report
+from effarch.eval.suite import Suite
 from effarch.mixers.sliding_window import SlidingWindow
 from effarch.models.generate import Sampling, generate
-from effarch.models.lm import LM, parameter_count
+from effarch.models.lm import LM
 from effarch.training.faults import StopSignal
-from effarch.training.metrics import progress
 from effarch.training.run import versions, write_atomic
 from train.loop import Stopped
-from train.pretrain import validation
 
 if TYPE_CHECKING:
     from train.distill import DistillConfig
 
-CONTEXTS = (1024, 16384)  # tokens of context that decoding is timed at
-STATES = (1024, 16384, 2**20)  # tokens of context that states are sized at
 SAMPLE_TOKENS = 400
+TEACHER, CONVERTED, SCRATCH = "teacher", "student, converted", "student, from scratch"
 
 
 def windowed(config: "DistillConfig") -> StudentConfig:
@@ -58,7 +55,13 @@ class Results:
         self.folder, self.config, self.prepared, self.teacher, self.stop = folder, config, prepared, teacher, stop
         self.window_name = f"teacher, window {config.eval.window} + {config.eval.sinks} sinks"
         self._path = folder / "scores.json"
-        self.models: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._models: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._suite = Suite(prepared, config.eval, config.batch_size, teacher)
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The scores so far; of the students, the one from scratch comes last."""
+        return dict(sorted(self._models.items(), key=lambda item: item[0] == SCRATCH))
 
     def measure(self, name: str, lm: LM) -> None:
         """Scores a model, unless it was scored before.
@@ -66,39 +69,16 @@ class Results:
         Raises:
           Stopped: a signal came meanwhile.
         """
-        if name not in self.models:
-            self.models[name] = self._scores(name, lm)
-            write_atomic(self._path, json.dumps(self.models))
+        if name not in self._models:
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            theirs = None if name == TEACHER else self.teacher.config
+            self._models[name] = measured(lm, self._suite, self.config.eval.contexts, theirs)
+            write_atomic(self._path, json.dumps(self._models))
         if self.stop.requested:
             raise Stopped(self.stop.exit_code)
 
-    def _scores(self, name: str, lm: LM) -> dict[str, Any]:
-        config = self.config
-        with progress(3, f"measuring {name}") as advance:
-            held_out = validation(self.prepared, config)
-            text = text_scores(lm, held_out, tokenizer=self.prepared.tokenizer, teacher=self.teacher)
-            advance(1)
-            scores: dict[str, Any] = {"bits_per_byte": text.bits_per_byte, "kl_bits": text.kl_bits}
-            if self.prepared.recall is not None:
-                size = min(config.batch_size, config.eval.rows)
-                rows = zip(range(config.eval.rows // size), self.prepared.recall.in_order(size), strict=False)
-                recall = recall_scores(lm, (batch for _, batch in rows), config.eval.window)
-                scores |= {
-                    "recall_within": recall.within,
-                    "recall_beyond": recall.beyond,
-                    "recall_by_distance": recall.by_distance,
-                }
-            advance(2)
-            speeds = decode_speeds(lm, CONTEXTS)
-            advance(3)
-        return scores | {
-            "parameters": parameter_count(lm),
-            "state_bytes": {context: lm.config.state_bytes(context) for context in STATES},
-            "decode_tokens_per_s": speeds,
-        }
-
-    def write(self, student: LM, prompt: str) -> None:
-        """Prints the table; writes ``report.html``, ``report.json`` and ``sample.txt``."""
+    def write(self, student: LM, prompt: str) -> dict[str, Any]:
+        """Prints the tables; writes ``report.html``, ``report.json`` and ``sample.txt``; returns the report."""
         tokenizer = self.prepared.tokenizer
         ids = [int(i) for i in tokenizer.encode(prompt, bos=True)]
         sampling = Sampling(temperature=0.7, top_p=0.95)
@@ -107,46 +87,74 @@ class Results:
         )
         text = tokenizer.continuation(ids, new)
         write_atomic(self.folder / "sample.txt", prompt + text + "\n")
-        models = [{"name": name, "reference": name == "teacher", **scores} for name, scores in self.models.items()]
+        trained = self._trained()
+        models = [
+            {"name": name, "reference": name == TEACHER, **trained.get(name, {}), **scores}
+            for name, scores in self.models.items()
+        ]
         mixer = self.config.student.mixer.type_name
-        write_report(
-            self.folder,
-            {
-                "title": f"{self.config.run_name}: a Transformer distilled into {mixer}",
-                "summary": _summary(self.models),
-                "run": {
-                    **what_was_run("train.distill"),
-                    "corpus": self.prepared.meta["inputs"]["source"]["type"],
-                    "corpus digest": self.prepared.meta["inputs"]["digest"],
-                    "seed": self.config.seed,
-                },
-                "window": self.config.eval.window,
-                "models": models,
-                "curves": self._curves(),
-                "sample": {"prompt": prompt, "text": text},
+        title = f"{self.config.run_name}: a Transformer distilled into {mixer}"
+        distilled = [name for name in self.models if name != SCRATCH][-1]
+        report = {
+            "title": title,
+            "summary": _summary(self.models, distilled),
+            "run": {
+                **what_was_run("train.distill"),
+                "corpus": self.prepared.meta["inputs"]["source"]["type"],
+                "corpus digest": self.prepared.meta["inputs"]["digest"],
+                "seed": self.config.seed,
+                "evaluation": self.config.eval.model_dump(mode="json"),
             },
-        )
-        print(results_table(models).plain())
+            "window": self.config.eval.window,
+            "models": models,
+            "student": distilled,
+            "notes": self._suite.notes,
+            "curves": self._curves(),
+            "sample": {"prompt": prompt, "text": text},
+            "card": {
+                "base_model": self.config.base_model,
+                "license": self.config.license,
+                "tags": [mixer],
+            },
+        }
+        write_report(self.folder, report)
+        print(results_table(models).plain(width=120), costs_table(models).plain(width=120), sep="\n\n")
+        for note in self._suite.notes:
+            print(f"\nnote: {note}")
         print(f"\nreport: {self.folder / 'report.html'}")
+        return strict(report)
+
+    def _trained(self) -> dict[str, dict[str, Any]]:
+        """Tokens and wall time of each training, from the logs; what was not trained saw none."""
+        found = {CONVERTED: {"tokens": 0}, self.window_name: {"tokens": 0}}
+        teacher = Path(self.config.teacher.path or Path(self.config.output_dir) / "teacher")
+        for name, folder in ((TEACHER, teacher), (SCRATCH, self.folder / "scratch"), (None, self.folder)):
+            for row in _log(folder):
+                cost = {key: row[key] for key in ("tokens", "seconds") if key in row}
+                found[name or f"student, after {row['phase']}"] = cost  # the last of a phase says it all
+        return found
 
     def _curves(self) -> list[dict[str, Any]]:
         metrics = {"align": "normalised squared error of mixer outputs"}
         curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for path in (self.folder / "metrics.jsonl", self.folder / "scratch" / "metrics.jsonl"):
-            for line in path.read_text().splitlines() if path.exists() else []:
-                row = json.loads(line)
-                metric = metrics.get(row["phase"], "nats per token")
+        for folder in (self.folder, self.folder / "scratch"):
+            for row in _log(folder):
+                metric = metrics.get(row["phase"].split()[0], "nats per token")
                 curves.setdefault((row["phase"], metric), []).append(row)
         return [{"phase": phase, "metric": metric, "rows": rows} for (phase, metric), rows in curves.items()]
 
 
-def _summary(models: dict[str, dict[str, Any]]) -> str:
-    last = list(models)[-1]
-    converted = models.get("student, converted", {}).get("kl_bits")
-    kl = models[last]["kl_bits"]
-    share = f", {kl / converted:.0%} of what conversion left" if converted else ""
+def _log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics; none where there are none."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _summary(models: dict[str, dict[str, Any]], student: str) -> str:
+    converted, found = models.get(CONVERTED, {}).get("kl_bits"), models[student]
+    share = f", {found['kl_bits'] / converted:.0%} of what conversion left" if converted else ""
     return (
-        f"The distilled student is {kl:.3f} bits per token from its teacher{share}, "
-        f"at {models[last]['bits_per_byte']:.3f} bits per byte "
-        f"against the teacher's {models['teacher']['bits_per_byte']:.3f}."
+        f"The distilled student is {found['kl_bits']:.3f} bits per token from its teacher{share}, "
+        f"at {found['bits_per_byte']:.3f} bits per byte "
+        f"against the teacher's {models[TEACHER]['bits_per_byte']:.3f}."
     )

@@ -167,8 +167,11 @@ def token_scores(
     chunk: int = 256,
     *,
     vocab_chunk: int | None = None,
-) -> dict[str, Float[Array, "B T"]]:
-    """``nll`` (nats) and ``correct`` (0 or 1) of every position, float32; 0 where the mask is 0."""
+) -> dict[str, Array]:
+    """``nll`` (nats), ``correct`` (0 or 1), float32, and ``best``, the likeliest id, of every position.
+
+    0 where the mask is 0.
+    """
     entries = _entries(vocab_chunk, head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
@@ -178,7 +181,8 @@ def token_scores(
         else:
             logits = head(hidden)
             nll, best = token_nll(logits, targets), jnp.argmax(logits, axis=-1)
-        return {"nll": nll, "correct": (best.astype(targets.dtype) == targets).astype(nll.dtype)}
+        best = best.astype(targets.dtype)
+        return {"nll": nll, "correct": (best == targets).astype(nll.dtype), "best": best}
 
     return _over_chunks(body, chunk, entries, mask, hidden=hidden, targets=targets)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from effarch.eval import plots
+from effarch.eval.heatmaps import Panel, heatmaps
 from effarch.eval.plots import Series
 from effarch.eval.table import context, count, size
 
@@ -21,6 +22,11 @@ def figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     kl = [s for s in _bars(models, "kl_bits") if s.points[0][1] > 0]  # the teacher's own 0 has no place on a log scale
     if kl:
         made["KL to the teacher"] = lambda: plots.bars(kl, x="bits per token (log scale)", log=True)
+    perplexity = _lines(models, "perplexity_by_position")
+    if perplexity:
+        made["Perplexity over position"] = lambda: plots.lines(
+            perplexity, x="position in the text (tokens, up to)", y="perplexity", log="xy", ticks=_ticks(perplexity)
+        )
     recall = _lines(models, "recall_by_distance", scale=100)
     if recall:
         window = report.get("window")
@@ -33,6 +39,10 @@ def figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
             limits=(-3, 103),
             mark=(window, f"window {window}") if window else None,
         )
+    for task, what in (("needle", "Needle: one fact planted in text"), ("mqar", "MQAR: several facts planted in text")):
+        panels = _panels(models, task)
+        if panels:
+            made[what] = lambda panels=panels: heatmaps(panels, x="length (tokens)", y="depth")
     speed = _lines(models, "decode_tokens_per_s")
     if speed:
         made["Decoding speed against context"] = lambda: plots.lines(
@@ -79,6 +89,19 @@ def _lines(models: Models, key: str, scale: float = 1) -> list[Series]:
         points = sorted((int(x), scale * y) for x, y in (model.get(key) or {}).items() if y is not None)
         if points:
             made.append(Series(model["name"], i, tuple(points)))
+    return made
+
+
+def _panels(models: Models, key: str) -> list[Panel]:
+    """A map per model: lengths to the right, depths downwards."""
+    made = []
+    for i, model in enumerate(models):
+        cells = model.get(key) or {}
+        lengths = sorted(cells, key=int)
+        depths = sorted({depth for by_depth in cells.values() for depth in by_depth}, key=float)
+        if depths:
+            values = tuple(tuple(cells[length].get(depth) for length in lengths) for depth in depths)
+            made.append(Panel(model["name"], i, tuple(context(int(x)) for x in lengths), tuple(depths), values))
     return made
 
 

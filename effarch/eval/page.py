@@ -49,6 +49,7 @@ svg { display: block; width: 100%; height: auto; max-width: 34rem; }
 svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif !important; }
 pre { margin: 0; padding: 1rem; overflow-x: auto; font: .86rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
   background: var(--card); border: 1px solid var(--grid); border-radius: 8px; }
+.notes { color: var(--muted); font-size: .9rem; margin: .8rem 0 0; padding-left: 1.1rem; }
 .prompt { color: var(--muted); }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .25rem 1.2rem; margin: 0;
   font-size: .9rem; }

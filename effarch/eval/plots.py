@@ -38,6 +38,11 @@ _STYLE: dict[Any, Any] = {  # matplotlib lists the keys it takes as a type
 }
 
 
+def paint(color: int) -> str:
+    """What stands for a colour of the page, 0 to 7, until a drawing is done; larger ones wrap around."""
+    return f"#0202{color % COLORS:02x}"
+
+
 @dataclass(frozen=True)
 class Series:
     """One line or bar.
@@ -54,7 +59,7 @@ class Series:
 
     @property
     def paint(self) -> str:
-        return f"#0202{self.color % COLORS:02x}"
+        return paint(self.color)
 
 
 def lines(
@@ -208,14 +213,24 @@ def bars(series: Sequence[Series], *, x: str, log: bool = False, format_x: str =
 
 
 def _svg(draw: Callable[[Any], None], height: float) -> str:
+    """A plot of one pair of axes."""
+
+    def single(figure: Any) -> None:
+        axes = figure.subplots()
+        draw(axes)
+        axes.minorticks_off()
+
+    return drawn(single, height)
+
+
+def drawn(draw: Callable[[Any], None], height: float) -> str:
+    """What ``draw`` puts into a figure of so many inches, as SVG in the page's colours."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.1, height), layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        axes.minorticks_off()
+        draw(figure)
         stream = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)

@@ -10,16 +10,28 @@ The report is a mapping; every key is optional but ``models``' ``name``, and wha
         name: str
         reference: bool; the row does not compete for the best value
         accuracy, validation_accuracy: float in 0 to 1; share of the test and validation rows whose class is found
+        tokens: int; seen in training, by a stage's model in this stage alone
+        seconds: float; wall time of that training, compiling included
         bits_per_byte, kl_bits: float; validation text, and KL(teacher || model) in bits per token
+        agreement: float in 0 to 1; share of the tokens whose likeliest one is the teacher's too
+        perplexity: {length: of the second half of rows of this length}
+        perplexity_by_position: {end: of the positions up to it, from the end before}
         recall_within, recall_beyond: float in 0 to 1; accuracy at distances within and beyond the window
         recall_by_distance: {distance in tokens: accuracy in 0 to 1}
+        recall_by_kind: {kind of row: {within: accuracy, beyond: accuracy}}
+        needle, mqar: {length: {depth in 0 to 1: accuracy}}, a fact or several planted in real text
+        needle_mean, mqar_mean: float in 0 to 1; over all lengths and depths
         parameters: int
         state_bytes: {tokens of context: bytes of decoding state per sequence}
+        break_even: tokens of context from which the state is no larger than the teacher's KV cache; None: never
         decode_tokens_per_s: {tokens of context: tokens per second}
+    student: str; name of the model that the run is about, default the last
+    card: mapping; see :func:`effarch.eval.card.model_card`
     curves: list of mappings; phases with the same metric share a plot
         phase: str; takes the colour of the model with that name, where there is one
         metric: str, what the loss is, with its unit
         rows: list of mappings as in metrics.jsonl; those with ``tokens`` (seen in this phase) and ``loss`` are drawn
+    notes: list of str; what could not be measured as asked, and why
     sample: {prompt: str, text: str}
 
 ``report.json`` holds the same mapping as strict JSON: keys are strings, NaN and infinities are null, and characters
@@ -38,7 +50,7 @@ from typing import Any
 from effarch.eval import plots
 from effarch.eval.figures import figures
 from effarch.eval.page import PAGE
-from effarch.eval.table import Column, Table, context, count, percent, size
+from effarch.eval.table import Column, Table, context, count, duration, percent, size
 
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> Path:
@@ -100,32 +112,58 @@ def strict(value: Any, where: str = "report") -> Any:
 
 
 def results_table(models: Sequence[Mapping[str, Any]]) -> Table:
-    """The table of results: one row per model, and a column for each thing that any of them has.
+    """The table of results: one row per model, and a column for each score that any of them has.
 
     Raises:
         ValueError: a model without a name.
     """
+    lengths, kinds = _keys(models, "perplexity"), sorted({k for m in models for k in m.get("recall_by_kind") or ()})
+    return _table(
+        models,
+        Column("accuracy", "Test accuracy", "%", percent, "higher"),
+        Column("validation_accuracy", "Validation accuracy", "%", percent, "higher"),
+        Column("parameters", "Parameters", "", count),
+        Column("tokens", "Trained on", "tokens", count),
+        Column("seconds", "Time", "", duration),
+        Column("bits_per_byte", "Validation", "bits/byte", ".3f", "lower"),
+        Column("kl_bits", "KL to teacher", "bits/token", ".4f", "lower"),
+        Column("agreement", "Agreement", "%", percent, "higher"),
+        *(Column(f"perplexity.{t}", f"Perplexity at {context(t)}", "", ".2f", "lower") for t in lengths),
+        Column("recall_within", "Recall within", "%", percent, "higher"),
+        Column("recall_beyond", "Recall beyond", "%", percent, "higher"),
+        *(Column(f"recall_by_kind.{k}", f"Beyond: {k}", "%", percent, "higher") for k in kinds),
+        Column("needle_mean", "Needle", "%", percent, "higher"),
+        Column("mqar_mean", "MQAR", "%", percent, "higher"),
+    )
+
+
+def costs_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """What decoding costs: one row per model, and a column for each cost that any of them has.
+
+    Raises:
+        ValueError: a model without a name.
+    """
+    speed = "decode_tokens_per_s"
+    return _table(
+        models,
+        *(Column(f"state_bytes.{t}", f"State at {context(t)}", "", size) for t in _keys(models, "state_bytes")),
+        Column("break_even", "Break-even", "tokens", ".0f", "lower"),
+        *(Column(f"{speed}.{t}", f"Decode at {context(t)}", "tokens/s", ".0f") for t in _keys(models, speed)),
+    )
+
+
+def _table(models: Sequence[Mapping[str, Any]], *columns: Column) -> Table:
+    """Rows of models; what maps a length to a number becomes ``key.length``, and a kind's recall is that beyond."""
     for i, model in enumerate(models):
         if not isinstance(model.get("name"), str):
             raise ValueError(f"models.{i}.name: expected text, got {model.get('name')!r}")
-    speed = "decode_tokens_per_s"
-    columns = [
-        Column("name", "Model"),
-        Column("accuracy", "Test accuracy", "%", percent, "higher"),
-        Column("validation_accuracy", "Validation accuracy", "%", percent, "higher"),
-        Column("bits_per_byte", "Validation", "bits/byte", ".3f", "lower"),
-        Column("kl_bits", "KL to teacher", "bits/token", ".4f", "lower"),
-        Column("recall_within", "Recall within", "%", percent, "higher"),
-        Column("recall_beyond", "Recall beyond", "%", percent, "higher"),
-        Column("parameters", "Parameters", "", count),
-        *(Column(f"state_bytes.{t}", f"State at {context(t)}", "", size) for t in _keys(models, "state_bytes")),
-        *(Column(f"{speed}.{t}", f"Decode at {context(t)}", "tokens/s", ".0f") for t in _keys(models, speed)),
-    ]
     rows = []
     for model in models:
         nested = {f"{k}.{t}": x for k, v in model.items() if isinstance(v, Mapping) for t, x in v.items()}
+        nested |= {k: x.get("beyond") for k, x in nested.items() if isinstance(x, Mapping)}
         rows.append({**model, **nested})
-    return Table(tuple(columns), tuple(rows), frozenset(m["name"] for m in models if m.get("reference"))).filled()
+    references = frozenset(m["name"] for m in models if m.get("reference"))
+    return Table((Column("name", "Model"), *columns), tuple(rows), references).filled()
 
 
 def _keys(models: Sequence[Mapping[str, Any]], key: str) -> list[int]:
@@ -138,8 +176,12 @@ def page(report: Mapping[str, Any]) -> str:
     if report.get("summary"):
         sections.append(f'<p class="summary">{html.escape(report["summary"])}</p>')
     if models:
-        table = results_table(models).html()
-        sections.append(f'<section><h2>Results</h2><div class="scroll">{table}</div></section>')
+        for title, table in (("Results", results_table(models)), ("Decoding", costs_table(models))):
+            if len(table.columns) > 1:
+                sections.append(f'<section><h2>{title}</h2><div class="scroll">{table.html()}</div></section>')
+    if report.get("notes"):
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in report["notes"])
+        sections.append(f'<ul class="notes">{notes}</ul>')
     drawings = figures(report)
     if drawings:
         sections.append(

@@ -1,4 +1,4 @@
-"""How good a model is: bits per byte, divergence from its teacher, recall at a distance, classes found."""
+"""How good a model is: bits per byte, distance from its teacher, answers, classes found."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from effarch.data.bytes import ByteTokenizer
+from effarch.data.rows import FIELDS
 from effarch.data.targets import shift
 from effarch.data.tokenizer import Tokenizer
 from effarch.distill.chunked import token_kl, token_scores
@@ -29,24 +30,12 @@ class TextScores:
     Attributes:
       bits_per_byte: cross-entropy of the text, special tokens included, per byte of it.
       kl_bits: KL(teacher || model) in bits per token; None without a teacher.
+      agreement: share of the tokens, 0 to 1, whose likeliest one is the teacher's too; None without a teacher.
     """
 
     bits_per_byte: float
     kl_bits: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class RecallScores:
-    """On synthetic recall rows: accuracy in 0 to 1, greedy, one answer token each.
-
-    Attributes:
-      within: answers whose fact lies at most ``window`` tokens back. beyond: the others.
-      by_distance: {largest distance of a bucket (a power of two): accuracy}.
-    """
-
-    within: float
-    beyond: float
-    by_distance: dict[int, float]
+    agreement: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +81,25 @@ def _token_scores(graph: nnx.GraphDef, params: PyTree, teacher_graph, teacher_pa
     if teacher_graph is not None:
         teacher: LM = nnx.merge(teacher_graph, teacher_params)
         theirs = teacher.hidden(inputs, segment_ids=batch["segment_ids"]).hidden
+        best = token_scores(theirs, teacher.head, targets, mask)["best"]
         scores["kl"] = token_kl(hidden, theirs, lm.head, teacher.head, mask)
+        scores["agree"] = (scores["best"] == best).astype(mask.dtype) * mask
     return scores
 
 
 def score_tokens(lm: LM, batch: Batch, teacher: LM | None = None) -> dict[str, np.ndarray]:
-    """``[B, T]`` of every position's next token: ``nll`` (nats), ``correct``, ``mask``; with a teacher ``kl``, nats."""
+    """``[B, T]`` of every position's next token: ``nll`` (nats), ``correct``, ``best`` (the likeliest), ``mask``.
+
+    With a teacher also ``kl`` (nats) and ``agree``. One program per model, shape of rows, and with or without a
+    teacher.
+
+    Args:
+      lm: the model. batch: ``tokens``, ``segment_ids``, ``loss_mask``; others are ignored. teacher: of the model.
+    """
     graph, params = nnx.split(lm)
     teacher_graph, teacher_params = (None, None) if teacher is None else nnx.split(teacher)
-    return jax.tree.map(np.asarray, _token_scores(graph, params, teacher_graph, teacher_params, dict(batch)))
+    rows = {name: batch[name] for name in FIELDS}
+    return jax.tree.map(np.asarray, _token_scores(graph, params, teacher_graph, teacher_params, rows))
 
 
 def text_scores(
@@ -115,48 +114,23 @@ def text_scores(
     Raises:
       ValueError: no token to predict.
     """
-    nats = kl = 0.0
+    nats = kl = agree = 0.0
     tokens = text = 0
     for batch in batches:
         scores = score_tokens(lm, batch, teacher)
         counted = scores["mask"] > 0
         sizes = tokenizer.byte_counts(np.asarray(batch["tokens"]))[:, 1:]  # of what is predicted
         nats += float(scores["nll"].sum(dtype=np.float64))
-        kl += float(scores["kl"].sum(dtype=np.float64)) if teacher is not None else 0.0
+        if teacher is not None:
+            kl += float(scores["kl"].sum(dtype=np.float64))
+            agree += float(scores["agree"].sum(dtype=np.float64))
         tokens += int(counted.sum())
         text += int(sizes[counted[:, :-1]].sum())
     if text == 0:
         raise ValueError("batches: expected text to predict, got none")
-    return TextScores(bits(nats / text), bits(kl / tokens) if teacher is not None else None)
-
-
-def recall_scores(lm: LM, batches: Iterable[Batch], window: int) -> RecallScores:
-    """:class:`RecallScores` over batches of recall rows, which carry the ``distance`` of each answer token.
-
-    Args:
-      lm: the model. batches: with ``distance [B, T]``, 0 where there is no answer. window: tokens.
-
-    Raises:
-      ValueError: no answers.
-    """
-    distances, rights = [], []
-    for batch in batches:
-        rows = {name: x for name, x in batch.items() if name != "distance"}
-        scores = score_tokens(lm, rows)
-        distance = np.pad(np.asarray(batch["distance"])[:, 1:], ((0, 0), (0, 1)))  # of the token that is predicted
-        counted = (scores["mask"] > 0) & (distance > 0)
-        distances.append(distance[counted])
-        rights.append(scores["correct"][counted])
-    distance, right = np.concatenate(distances), np.concatenate(rights)
-    if not len(right):
-        raise ValueError("batches: expected recall rows with answers, got none")
-
-    def accuracy(chosen: np.ndarray) -> float:
-        return float(right[chosen].mean()) if chosen.any() else float("nan")
-
-    buckets = 2 ** np.ceil(np.log2(np.maximum(distance, 1))).astype(int)
-    by_distance = {int(b): accuracy(buckets == b) for b in np.unique(buckets)}
-    return RecallScores(accuracy(distance <= window), accuracy(distance > window), by_distance)
+    if teacher is None:
+        return TextScores(bits(nats / text), None, None)
+    return TextScores(bits(nats / text), bits(kl / tokens), agree / tokens)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -29,6 +29,15 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def duration(seconds: float) -> str:
+    """A time as ``9.5 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02} s"
+    return f"{round(seconds / 60) // 60} h {round(seconds / 60) % 60:02} min"
+
+
 def _scaled(value: float, base: int, units: Sequence[str], space: str) -> str:
     index = 0
     while abs(value) >= base * 0.9995 and index < len(units) - 1:  # 999.96 would be shown as 1000

@@ -364,7 +364,7 @@ def test_token_scores():
     nll = naive_nll(logits, np.where(MASK > 0, targets, 0)) * MASK
     scores = chunked.token_scores(HIDDEN["student"], lambda h: h @ HEADS["student"], targets, MASK, 2)
     assert_close(scores["nll"], nll, TOL.f32_forward)
-    assert (scores["correct"] == right * MASK).all()
+    assert (scores["correct"] == right * MASK).all() and (scores["best"] == logits.argmax(-1) * (MASK > 0)).all()
 
     weights = MASK * np.float32(0.5)
     loss = chunked.chunked_cross_entropy(HIDDEN["student"], lambda h: h @ HEADS["student"], targets, weights, 2)

@@ -26,6 +26,16 @@ MODELS = [
         "state_bytes": {1024: 2**20, 16384: 2**24, 2**20: 2**30} if name == "teacher" else {1024: 2**17, 16384: 2**17},
         "decode_tokens_per_s": {1024: 900.0, 16384: 210.5},
         "recall_by_distance": {8: 1.0, 64: 0.5, 256: np.float64(0.125)},
+        "recall_by_kind": {"copy": {"within": 0.5, "beyond": 0.0625}, "lookup": {"within": 1.0, "beyond": 0.4375}},
+        "agreement": 1.0 if name == "teacher" else 0.625,
+        "perplexity": {512: 9.5, 2048: 8.25},
+        "perplexity_by_position": {256: 12.0, 512: 9.5, 2048: 8.25},
+        "needle": {512: {"0": 1.0, "0.5": 0.25}, 2048: {"0": 0.5, "0.5": np.nan}},
+        "needle_mean": 0.583,
+        "mqar_mean": 0.337,
+        "tokens": 12_345 * i,
+        "seconds": 61.5 * i,
+        "break_even": 4321 if i else None,
     }
     for i, name in enumerate(["teacher", "window", NASTY])
 ]
@@ -41,6 +51,7 @@ REPORT = {
         {"phase": "align", "metric": "error", "rows": [{"tokens": 10, "loss": 1.0}, {"step": 3, "grad_norm": 1.0}]},
         {"phase": "nothing yet", "metric": "error", "rows": []},
     ],
+    "notes": [NASTY],
     "sample": {"prompt": "def <f>", "text": "(x):\n    return x & 1\0\ud800" + NASTY},
 }
 VOID = {"meta", "br", "link", "img"}
@@ -106,8 +117,8 @@ def test_the_json_is_strict_and_whole(written):
 def test_the_page_is_whole_and_shows_everything_as_text(page):
     reader = read(page)
     text = "".join(reader.text)
-    # title, heading, summary, table, legend, two bars, a curve and its caption, sample, command
-    assert "script" not in reader.tags and text.count(NASTY) == 11
+    # title, heading, summary, two tables, note, legend, two bars, a map, a curve and its caption, sample, command
+    assert "script" not in reader.tags and text.count(NASTY) == 14
     assert len(reader.ids) == len(set(reader.ids)), "an id appears twice"
     for shown in (
         "1.875",
@@ -116,6 +127,14 @@ def test_the_page_is_whole_and_shows_everything_as_text(page):
         "1.3M",
         "16 MiB",
         "State at 1M",
+        "Perplexity at 2k",
+        "8.25",
+        "Beyond: lookup",
+        "43.8",
+        "33.7",
+        "12.3k",
+        "1 min 02 s",
+        "4321",
         "210",
         "1.2.3",
         "cpu, 2",
@@ -140,13 +159,14 @@ def test_the_page_needs_nothing_from_elsewhere(page):
 
 def test_the_drawings_are_xml_that_takes_the_colours_of_the_page(page):
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 7  # bits, KL, recall, speed, state, and one per metric of the curves
+    assert len(drawings) == 9  # bits, KL, perplexity, recall, needle, speed, state, and one per metric of the curves
     defined = set(re.findall(r"(--[\w]+):", page))
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         assert set(re.findall(r"var\((--\w+)\)", drawing)) <= defined
         assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that a dark page cannot change"
-    assert "window 64" in drawings[2] and "1 GiB" in drawings[4]
+    assert "window 64" in drawings[3] and "1 GiB" in drawings[6]
+    assert drawings[4].count(">25<") == 3 and drawings[4].count(">50<") == 3 and ">nan<" not in drawings[4]
     assert "\ufffd" not in "".join(drawings)
 
 
@@ -159,12 +179,15 @@ def test_what_is_missing_is_left_out(key, tmp_path):
     models = [{k: v for k, v in m.items() if k != key} for m in MODELS]
     part = {k: v for k, v in (REPORT | {"models": models}).items() if k != key}
     drawn = figures.figures(report.strict(part))  # which plots; drawing them is tested once, above
-    lost = {"curves": 2, "models": 5, "bits_per_byte": 1, "kl_bits": 1, "recall_by_distance": 1}
-    assert len(drawn) == 7 - lost.get(key, key in ("state_bytes", "decode_tokens_per_s"))
-    headings = [c.title for c in report.results_table(report.strict(models)).columns]
-    assert len(headings) == 11 - {"state_bytes": 3, "decode_tokens_per_s": 2}.get(
-        key, key in ("bits_per_byte", "kl_bits", "recall_within", "recall_beyond", "parameters")
-    )
+    plotted = ("bits_per_byte", "kl_bits", "perplexity_by_position", "recall_by_distance", "needle")
+    plotted += ("state_bytes", "decode_tokens_per_s")
+    assert len(drawn) == 9 - {"curves": 2, "models": 7}.get(key, key in plotted)
+    tables = report.results_table(report.strict(models)), report.costs_table(report.strict(models))
+    scores = ("bits_per_byte", "kl_bits", "agreement", "recall_within", "recall_beyond", "needle_mean", "mqar_mean")
+    lost = {"perplexity": 2, "recall_by_kind": 2}.get(key, key in (*scores, "parameters", "tokens", "seconds"))
+    assert len(tables[0].columns) == 15 - lost
+    lost = {"state_bytes": 3, "decode_tokens_per_s": 2}.get(key, key == "break_even")
+    assert len(tables[1].columns) == 7 - lost
     read(report.write_report(tmp_path, {k: v for k, v in part.items() if k in ("run", "sample", "title")}).read_text())
 
 

@@ -10,7 +10,9 @@ from flax import nnx
 
 from effarch.data import ByteTokenizer
 from effarch.eval import scores
-from effarch.eval.scores import recall_scores, score_tokens, text_scores
+from effarch.eval.positions import in_batches, position_scores
+from effarch.eval.recall import answer_shares, recall_scores
+from effarch.eval.scores import score_tokens, text_scores
 from effarch.models.lm import LM
 from tests.models import tiny
 from tests.tolerances import TOL, assert_close
@@ -51,7 +53,7 @@ def test_bits_per_byte_of_a_uniform_model():
     ]
     found = text_scores(uniform(), rows)
     assert_close(found.bits_per_byte, 8 / 6 * math.log2(VOCAB), TOL.f32_forward)
-    assert found.kl_bits is None
+    assert found.kl_bits is None and found.agreement is None
 
 
 def test_bits_per_byte_count_the_bytes_of_tokens():
@@ -70,7 +72,13 @@ def test_divergence_from_a_teacher():
     """0 from itself; from a uniform teacher, what the uniform distribution says of it, per token."""
     rows = [row(256, 97, 98, 99, 257, 5)]
     lm = parrot()
-    assert text_scores(lm, rows, teacher=lm).kl_bits == 0
+    itself = text_scores(lm, rows, teacher=lm)
+    assert itself.kl_bits == 0 and itself.agreement == 1
+    # the uniform teacher's likeliest token is the first, 0, which the parrot says after none of these
+    assert text_scores(lm, rows, teacher=uniform()).agreement == 0
+    assert text_scores(
+        lm, [row(0, 0, 1, 0, 9, 9, ids=[1, 1, 1, 1, 0, 0], mask=[0, 1, 1, 1, 0, 0])], teacher=uniform()
+    ).agreement == pytest.approx(2 / 3)
     logits = np.asarray(lm(jnp.asarray(rows[0]["tokens"]))[0], np.float64)[0, :5]
     below = logits - np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True))
     below = below - logits.max(axis=-1, keepdims=True)
@@ -99,6 +107,66 @@ def test_recall_by_distance():
     found = recall_scores(parrot(), [batch, batch], window=16)
     assert (found.within, found.beyond) == (pytest.approx(3 / 5), 1.0)
     assert math.isnan(recall_scores(parrot(), [batch], window=100).beyond)
+
+
+def test_recall_by_kind():
+    tokens = (5, 5, 6, 6, 7, 8, 8, 8)  # the parrot is right at 1, 3, 6, 7
+    batch = row(*tokens) | {"distance": np.asarray([[0, 1, 2, 3, 4, 0, 16, 17]], np.int32)}
+    other = row(*tokens) | {"distance": np.asarray([[0, 1, 0, 0, 0, 0, 0, 9]], np.int32)}
+    found = recall_scores(parrot(), [batch | {"kind": np.array(["copy"])}, other | {"kind": np.array(["lookup"])}], 3)
+    assert found.by_kind == {"copy": (pytest.approx(2 / 3), pytest.approx(2 / 3)), "lookup": (1.0, 1.0)}
+    assert recall_scores(parrot(), [batch], 3).by_kind == {}
+
+
+def test_an_answer_counts_where_all_of_it_is_right():
+    """Of the first row's two answers the parrot says one; of the second's, of three tokens, all but the first."""
+    first = row(5, 5, 6, 6, 7, 8, 8, 8) | {"answer": np.asarray([[0, 0, 0, 1, 0, 2, 2, 2]])}
+    second = row(5, 6, 6, 7, 7, 8, 8, 8) | {"answer": np.asarray([[0, 0, 0, 0, 0, 1, 1, 1]])}
+    third = row(5, 6, 6, 7, 7, 8, 8, 8) | {"answer": np.asarray([[0, 0, 0, 0, 0, 0, 1, 1]])}
+    none = row(*([0] * 8), ids=[0] * 8) | {"answer": np.zeros((1, 8), int)}
+    batch = {name: np.concatenate([x[name] for x in (first, second, third, none)]) for name in first}
+    assert answer_shares(parrot(), batch).tolist() == [0.5, 0, 1, pytest.approx(np.nan, nan_ok=True)]
+
+
+def test_perplexity_by_position():
+    """A uniform model has its vocabulary's everywhere; one that repeats is good where the text does."""
+    rng = np.random.default_rng(0)
+    rows = {}
+    for length in (12, 40):
+        tokens = np.concatenate([rng.integers(0, 9, (3, 6)), np.full((3, length - 6), 7)], axis=1).astype(np.int32)
+        tokens[:, :6] += np.arange(6) * 10  # neighbours differ
+        rows[length] = {
+            "tokens": tokens,
+            "segment_ids": np.ones_like(tokens),
+            "loss_mask": np.ones(tokens.shape, np.float32),
+        }
+    found = position_scores(uniform(), rows, 40)
+    assert list(found.at) == [12, 40] and list(found.curve) == [8, 12, 16, 32, 40]
+    assert_close(np.array([*found.at.values(), *found.curve.values()]), np.full(7, float(VOCAB)), TOL.f32_forward)
+
+    lm = parrot()
+    found = position_scores(lm, rows, 40)
+    nll = {
+        n: np.pad(score_tokens(lm, batch)["nll"][:, :-1], ((0, 0), (1, 0))) for n, batch in rows.items()
+    }  # of token t
+    for value, length, start, end in [
+        (found.at[12], 12, 6, 12),
+        (found.at[40], 40, 20, 40),
+        (found.curve[8], 12, 1, 8),
+        (found.curve[12], 12, 8, 12),
+        (found.curve[16], 40, 12, 16),
+        (found.curve[40], 40, 32, 40),
+    ]:
+        assert_close(value, np.exp(nll[length][:, start:end].mean(dtype=np.float64)), TOL.f32_forward)
+    assert found.curve[8] > 100 * found.curve[12]
+
+
+def test_rows_of_a_length_share_one_shape():
+    rows = {"tokens": np.arange(30).reshape(5, 6) + 1}
+    assert [b["tokens"].shape for b in in_batches(rows, 13)] == [(2, 6)] * 3
+    assert in_batches(rows, 13)[2]["tokens"].tolist() == [list(range(25, 31)), [0] * 6]
+    assert [b["tokens"].shape for b in in_batches(rows, 3)] == [(1, 6)] * 5
+    assert [b["tokens"].shape for b in in_batches({"tokens": rows["tokens"][:1]}, 13)] == [(2, 6)]
 
 
 def test_nothing_to_score():

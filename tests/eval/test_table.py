@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from effarch.eval.page import PAGE
-from effarch.eval.table import Column, Table, context, count, percent, size
+from effarch.eval.table import Column, Table, context, count, duration, percent, size
 
 TABLE = Table(
     (
@@ -118,6 +118,10 @@ def test_html_holds_the_texts_and_nothing_else():
         (context, 16384, "16k"),
         (context, 2**20, "1M"),
         (percent, 0.9749, "97.5"),
+        (duration, 59.94, "59.9 s"),
+        (duration, 59.96, "1 min 00 s"),
+        (duration, 3599.6, "1 h 00 min"),
+        (duration, 7500, "2 h 05 min"),
     ],
 )
 def test_units(show, value, text):

@@ -1,6 +1,7 @@
 """A whole training of a classifier, tiny, in this process; and the experiment of ``configs/`` itself."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import train.loop
 from effarch.config import load, main
 from effarch.eval.scores import accuracy
 from effarch.training.load import load_classifier, load_lm
@@ -88,8 +90,10 @@ def test_from_end_to_end(root, capsys):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == STEPS
 
 
-def test_a_run_that_was_stopped_goes_on_and_never_sees_the_test_set(root):
-    """To the bit what an undisturbed run gives; ``test`` is not even there."""
+def test_a_run_that_was_stopped_goes_on_and_never_sees_the_test_set(root, monkeypatch):
+    """To the bit what an undisturbed run gives; ``test`` is not even there. Its time goes on, too."""
+    ticks = itertools.count()
+    monkeypatch.setattr(train.loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     config = load(ClassifyConfig, None, words(root, "stopped"))
     sets = dataclasses.replace(checked(config), test=None)
 
@@ -108,6 +112,8 @@ def test_a_run_that_was_stopped_goes_on_and_never_sees_the_test_set(root):
     classify(config, sets, SimpleNamespace(requested=False))
     assert tiny.contents(root / "stopped") == tiny.contents(root / "whole")
     metrics = [(root / name / "metrics.jsonl").read_text().splitlines() for name in ("stopped", "whole")]
+    seconds = [json.loads(line)["seconds"] for line in metrics[0]]
+    assert seconds == sorted(set(seconds))
     losses = [[json.loads(line)["loss"] for line in lines] for lines in metrics]
     assert losses[0] == losses[1]
 

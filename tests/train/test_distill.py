@@ -14,6 +14,7 @@ from effarch.config import load, main
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import prepare
 from effarch.distill.objectives import next_token
+from effarch.eval.card import model_card
 from effarch.models.lm import make_lm
 from effarch.training.optimizer import make_optimizer
 from effarch.training.state import make_state
@@ -28,10 +29,10 @@ from train.pretrain import run as run_pretrain
 ROWS = [
     "teacher",
     "teacher, window 16 + 4 sinks",
-    "student, from scratch",
     "student, converted",
     "student, after align",
     "student, after logits",
+    "student, from scratch",
 ]
 
 
@@ -47,7 +48,6 @@ def files(root) -> str:
 
 @pytest.fixture(autouse=True)
 def short_contexts(monkeypatch):
-    monkeypatch.setattr(train.results, "CONTEXTS", (96,))
     monkeypatch.setattr(train.results, "SAMPLE_TOKENS", 8)
 
 
@@ -83,16 +83,41 @@ def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
         assert set(model["decode_tokens_per_s"]) == {"96"}
         states = model["state_bytes"]
         assert (states["1024"] < states["16384"]) == (name == "teacher")
+        assert (model["agreement"] == 1) == (name == "teacher") and 0 <= model["agreement"] <= 1
+        assert list(model["perplexity"]) == ["64"] and model["perplexity"]["64"] > 1
+        assert list(model["perplexity_by_position"]) == ["8", "16", "32", "64"]
+        for task in ("needle", "mqar"):
+            assert list(model[task]["64"]) == ["0", "1"] and 0 <= model[f"{task}_mean"] <= 1
+        assert ("break_even" in model) == (name != "teacher") and model.get("break_even", 1) < 1000
+    seen = {"teacher": 6, "student, converted": 0, "student, after align": 4, "student, after logits": 5}
+    assert {name: models[name]["tokens"] for name in seen} == {name: 512 * steps for name, steps in seen.items()}
+    assert models["student, from scratch"]["tokens"] == 512 * 9 and models["student, from scratch"]["seconds"] > 0
+    assert "## Stages" in model_card(report) and report["student"] == "student, after logits"
     assert len(report["run"]["corpus digest"]) >= 16
     phases = [json.loads(line)["phase"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert phases == ["align"] * 4 + ["logits"] * 5
     assert (folder / "sample.txt").read_text().startswith("def ")
     assert tiny.contents(folder)["step"] == 9 == tiny.contents(folder / "scratch")["step"]
 
+    # The verb scores as the run did.
+    words = (
+        "eval.rows=8",
+        "eval.window=16",
+        "eval.lengths=[64]",
+        "eval.tokens=512",
+        "eval.depths=[0,1]",
+        "eval.trials=4",
+    )
+    assert cli.run(["evaluate", str(folder), *words, "eval.contexts=[]"]) == 0
+    assert f"scores: {folder / 'evaluation.json'}" in capsys.readouterr().out
+    (row,) = json.loads((folder / "evaluation.json").read_text())["models"]
+    unlike = {"name", "reference", "tokens", "seconds", "decode_tokens_per_s"}
+    for name, value in models["student, after logits"].items():
+        assert name in unlike or row[name] == value, name
+
     # A second call measures and trains nothing.
     before = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")}
-    monkeypatch.setattr(train.results, "text_scores", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(train.results, "decode_speeds", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(train.results, "measured", lambda *_, **__: 1 / 0)
     assert distill(root, files) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/*")} == before
     assert json.loads((folder / "report.json").read_text())["models"] == report["models"]

@@ -40,6 +40,11 @@ def shared(root: Path, files: str) -> list[str]:
         "log.every=1",
         "eval.rows=8",
         "eval.window=16",
+        "eval.lengths=[64]",
+        "eval.tokens=512",
+        "eval.depths=[0,1]",
+        "eval.trials=4",
+        "eval.contexts=[96]",
     ]
 
 
