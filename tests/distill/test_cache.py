@@ -285,7 +285,7 @@ def test_refusals(rows, tmp_path, monkeypatch):
 
 
 def test_stages_that_cannot_read_one():
-    with pytest.raises(ValueError, match="cache: expected null, for no cache knows what the student will write"):
+    with pytest.raises(ValueError, match="expected null, for no cache knows what the student will write"):
         OnPolicy(cache=CacheConfig())
     teacher = tiny.model(TEACHER)
     Logits(cache=CacheConfig(top_k=61)).check(teacher, teacher)
