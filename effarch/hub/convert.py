@@ -20,7 +20,9 @@ from effarch.training import load as runs
 class ConvertConfig(Config):
     """What to convert, and into what."""
 
-    source: str = pydantic.Field(description="folder of a run or of a checkpoint; or a name of the hub")
+    source: str = pydantic.Field(
+        description="folder of a run or of a checkpoint, a file of RWKV's, or a name of the hub"
+    )
     target: str = pydantic.Field(description="folder to write; new or empty")
     format: Literal["auto", "effarch", "fla", "transformers"] = pydantic.Field(
         "auto", description="whose format; auto: that of a library that has the architecture, else effarch's own"
@@ -37,9 +39,13 @@ def load_any(source: str | Path) -> LM:
       UserError: it is neither, or cannot be read.
     """
     path = locate(source)
-    if path.is_dir() and not (path / CONFIG).exists() and not (path / "checkpoints").is_dir():
+    if path.is_dir() and not (path / "checkpoints").is_dir() and not any(map(_is_checkpoint, path.iterdir())):
         raise UserError(f"{path}: expected {CONFIG} (a checkpoint) or checkpoints (a run) in it, found neither")
     return runs.load_lm(path) if (path / "checkpoints").is_dir() else load_lm(path)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name == CONFIG or path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def with_param_dtype(lm: LM, dtype: str) -> LM:

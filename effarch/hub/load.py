@@ -2,7 +2,7 @@
 
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pydantic
@@ -10,7 +10,7 @@ from flax import nnx
 
 from effarch import axes
 from effarch.config import UserError
-from effarch.hub.families import Family, family, model_type
+from effarch.hub.families import Format, family, model_type, rwkv
 from effarch.hub.families import effarch as own
 from effarch.hub.fields import Fields
 from effarch.hub.folder import CONFIG, find_tensors, read_config
@@ -24,7 +24,7 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def read_lm_config(folder: str | Path) -> LMConfig:
-    """Our config for the ``config.json`` of a folder.
+    """Our config for the ``config.json`` of a folder, or for the tensors of RWKV, which come without one.
 
     Raises:
       UserError: a missing file, an unknown model type, a field that is missing, contradicts or is not supported.
@@ -32,7 +32,11 @@ def read_lm_config(folder: str | Path) -> LMConfig:
     return _config(locate(folder))[0]
 
 
-def _config(folder: Path) -> tuple[LMConfig, Family]:
+def _config(folder: Path) -> tuple[LMConfig, Format]:
+    if not (folder / CONFIG).exists():
+        shapes = {name: t.shape for name, t in find_tensors(folder).items()}
+        if rwkv.is_ours(shapes):
+            return rwkv.config_of(shapes, str(folder)), cast(Format, rwkv)
     data, where = read_config(folder), str(folder / CONFIG)
     found = family(model_type(data, where), where)
     fields = Fields(data, where)
@@ -55,7 +59,8 @@ def load_lm(
     """The language model of a checkpoint's folder.
 
     Args:
-      folder: with ``config.json`` and safetensors; or a name of the hub.
+      folder: with ``config.json`` and safetensors; RWKV's tensors as its authors publish them, a folder or a file; or
+        a name of the hub.
       dtype, param_dtype: of activations, of parameters; None: as the tensors are stored, or as our own format says.
       rules: shards every parameter as it is read; None: all on the default device.
       done: told how many tensors have been read.

@@ -1,7 +1,6 @@
 """What the cases of RWKV-5 to RWKV-7 share: a tiny model, the names of the authors' files, their package.
 
-A case adds what is special to its time mix: ``{our name below the mixer: (their name below att, shape)}``. Their shapes
-are those of the files; a matrix called ``.weight`` is ``[out, in]``, the others are not turned.
+Names and shapes are those of :mod:`effarch.hub.families.rwkv`, which reads these files.
 """
 
 import contextlib
@@ -9,91 +8,64 @@ import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from unittest import mock
 
 from flax import nnx
 
+from effarch.hub.families import rwkv as files
+from effarch.hub.rules import Rule
 from effarch.mixers.base import LayerInfo, MixerConfig
-from effarch.models.block import BlockConfig
 from effarch.models.lm import LMConfig
 from tests.golden import whole
 
 VOCAB, DIM, LAYERS, HEADS, HIDDEN = 48, 32, 2, 4, 64
-MIX, HEAD = (1, 1, DIM), (HEADS, DIM // HEADS)
-
-Names = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def config(mixer: MixerConfig, channel: MixerConfig) -> LMConfig:
-    """Two layers; LayerNorms of eps 1e-5, one more after the embedding, a head of its own."""
-    return LMConfig(
-        vocab_size=VOCAB,
-        dim=DIM,
-        num_layers=LAYERS,
-        pattern=(BlockConfig(mixer=mixer, channel=channel),),
-        norm="layer",
-        norm_eps=1e-5,
-        embed_norm=True,
-        tie_embeddings=False,
-    )
+HEAD = (HEADS, DIM // HEADS)
+OURS, THEIRS = "layers.1.mixer.", "blocks.1.att."  # the second layer's time mix
 
 
-def squares(**theirs: str) -> Names:
-    """Projections, by our names, and the norm per head."""
-    found = {f"norm.{part}": (f"ln_x.{part}", (DIM,)) for part in ("weight", "bias")}
-    return found | {f"{mine}.kernel": (f"{name}.weight", (DIM, DIM)) for mine, name in theirs.items()}
+def config(mixer: MixerConfig, channel: type) -> LMConfig:
+    """Two layers."""
+    return files.lm_config(VOCAB, DIM, LAYERS, mixer, channel(hidden=HIDDEN))
 
 
-def _all(att: Callable[[int], Names], ffn: Names) -> Names:
-    """Every name of ours and theirs."""
-
-    def norm(mine: str, theirs: str) -> Names:
-        return {f"{mine}.{part}": (f"{theirs}.{part}", (DIM,)) for part in ("weight", "bias")}
-
-    found = {"embedding.table": ("emb.weight", (VOCAB, DIM)), "unembed.kernel": ("head.weight", (VOCAB, DIM))}
-    found |= norm("embed_norm", "blocks.0.ln0") | norm("norm", "ln_out")
-    for i in range(LAYERS):
-        layer, block = f"layers.{i}.", f"blocks.{i}."
-        found |= norm(layer + "mixer_norm", block + "ln1") | norm(layer + "channel_norm", block + "ln2")
-        found |= {f"{layer}mixer.{mine}": (f"{block}att.{name}", shape) for mine, (name, shape) in att(i).items()}
-        matrices = {"up.kernel": ("key.weight", (HIDDEN, DIM)), "down.kernel": ("value.weight", (DIM, HIDDEN))}
-        both = (matrices | ffn).items()
-        found |= {f"{layer}channel.{mine}": (f"{block}ffn.{name}", shape) for mine, (name, shape) in both}
-    return found
+@lru_cache
+def rules(config: LMConfig) -> tuple[Rule, ...]:
+    """The format."""
+    return tuple(files.rules(config, whole.paths(config)))
 
 
-def shapes(att: Callable[[int], Names], ffn: Names):
-    """``shapes`` of a case. att: names below a layer's time mix. ffn: those below its channel mix that are special."""
-    return dict(_all(att, ffn).values())
+def shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """``shapes`` of a case."""
+    return {name: shape for rule in rules(config) for name, shape in zip(rule.theirs, rule.shapes, strict=True)}
 
 
-def parameters(w, att: Callable[[int], Names], ffn: Names, *, complement: str = ""):
-    """``parameters`` of a case; tensors of theirs whose name holds ``complement`` are one minus ours."""
-    return _ours(w, _all(att, ffn), complement)
+def parameters(config: LMConfig, w: Mapping):
+    """``parameters`` of a case."""
+    return whole.by_rules(rules(config), w)
 
 
-def _ours(w, names: Names, complement: str):
-    found = {}
-    for mine, (theirs, _) in names.items():
-        x = w[theirs].T if mine.endswith(".kernel") and theirs.endswith(".weight") else w[theirs]
-        found[mine] = 1 - x if complement and complement in theirs else x
-    return found
+def time_mix_weights(config: LMConfig, weight: Callable):
+    """Tensors of the second layer's time mix, by their names below it."""
+    found = {name.removeprefix(THEIRS): x for name, x in shapes(config).items() if name.startswith(THEIRS)}
+    return {name: weight(name, whole.draw(name, shape)) for name, shape in found.items()}
 
 
-def time_mix_weights(att: Callable[[int], Names], weight: Callable):
-    """Tensors of the second layer's time mix, by their names."""
-    return {theirs: weight(theirs, whole.draw(theirs, shape)) for theirs, shape in att(1).values()}
-
-
-def time_mix(mixer: MixerConfig, att: Callable[[int], Names], w, *, complement: str = ""):
+def time_mix(config: LMConfig, w: Mapping):
     """Our module, as of the second layer, with those tensors."""
 
     def make():
-        return mixer.make(DIM, layer=LayerInfo(index=1, count=LAYERS, first=False), rngs=nnx.Rngs(0))
+        layer = LayerInfo(index=1, count=LAYERS, first=False)
+        return config.pattern[0].mixer.make(DIM, layer=layer, rngs=nnx.Rngs(0))
 
-    return whole.filled(make, lambda w: _ours(w, att(1), complement), w)
+    def ours(w: Mapping):
+        inside = [rule for rule in rules(config) if rule.ours[0].startswith(OURS)]
+        full = {THEIRS + name: w[name] for name in w}
+        return {name.removeprefix(OURS): x for name, x in whole.by_rules(inside, full).items()}
+
+    return whole.filled(make, ours, w)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import importlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from effarch.hub.rules import Rule
 from effarch.models.lm import LM, LMConfig, make_lm
 
 FOLDER = Path(__file__).parent / "models"
@@ -72,6 +73,15 @@ class _Read(dict):
     def __getitem__(self, key):
         self.unread.discard(key)
         return super().__getitem__(key)
+
+
+def by_rules(rules: Iterable[Rule], weights: Mapping) -> dict:
+    """Our parameters by the rules of a format of the hub."""
+    return {
+        name: x
+        for rule in rules
+        for name, x in zip(rule.ours, rule.read(*(weights[theirs] for theirs in rule.theirs)), strict=True)
+    }
 
 
 def _path(path) -> str:

@@ -15,18 +15,38 @@ from effarch.hub.rules import Rule, Shape
 from effarch.models.lm import LMConfig
 
 #: model_type -> module
-_FAMILIES = {"effarch": "effarch", "llama": "llama", "mistral": "llama"}
+_FAMILIES = {
+    "delta_net": "fla_delta",
+    "effarch": "effarch",
+    "gated_deltanet": "fla_delta",
+    "gla": "fla_linear",
+    "llama": "llama",
+    "mamba2": "mamba2",
+    "mistral": "llama",
+    "retnet": "fla_linear",
+    "rwkv": "rwkv4",
+    "rwkv7": "fla_rwkv7",
+}
 
 #: library -> modules of the families that are written for it
-WRITTEN = {"effarch": ("effarch",), "fla": (), "transformers": ("llama",)}
+WRITTEN = {
+    "effarch": ("effarch",),
+    "fla": ("fla_linear", "fla_delta", "fla_rwkv7"),
+    "transformers": ("llama", "mamba2"),
+}
 
 
-class Family(Protocol):
+class Format(Protocol):
+    """Which tensors a model has."""
+
+    rules: Callable[[LMConfig, Mapping[str, Shape]], list[Rule]]
+    ignored: Callable[[str], bool]
+
+
+class Family(Format, Protocol):
     """What a family's module has."""
 
     config: Callable[[Fields], LMConfig]
-    rules: Callable[[LMConfig, Mapping[str, Shape]], list[Rule]]
-    ignored: Callable[[str], bool]
 
 
 class Written(Family, Protocol):

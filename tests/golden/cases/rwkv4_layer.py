@@ -4,7 +4,7 @@ from flax import nnx
 
 from effarch.mixers import Context, LayerInfo
 from tests.golden import whole
-from tests.golden.models.rwkv4 import DIM, block, config, model
+from tests.golden.models.rwkv4 import DIM, config, model, rules
 
 PARTS = {"attention": "mixer", "feed_forward": "channel"}
 LAYER = "rwkv.blocks.1."
@@ -36,11 +36,15 @@ def ours(x, **w):
     ctx, _ = Context.of(*x.shape[:2])
     found = {}
     for theirs, mine in PARTS.items():
-        part, layer = getattr(config.pattern[0], mine), LayerInfo(index=1, count=2, first=False)
-        module = whole.filled(
-            lambda part=part, layer=layer: part.make(DIM, layer=layer, rngs=nnx.Rngs(0)),
-            lambda w, mine=mine: block(w, "", mine),
-            below(theirs, w),
-        )
-        found[theirs] = module(x, None, ctx)[0]
+        start, layer = f"layers.1.{mine}.", LayerInfo(index=1, count=2, first=False)
+        inside = [rule for rule in rules() if rule.ours[0].startswith(start)]
+
+        def parameters(w, inside=inside, start=start):
+            read = whole.by_rules(inside, {LAYER + name: w[name] for name in w})
+            return {name.removeprefix(start): x for name, x in read.items()}
+
+        def make(part=getattr(config.pattern[0], mine), layer=layer):
+            return part.make(DIM, layer=layer, rngs=nnx.Rngs(0))
+
+        found[theirs] = whole.filled(make, parameters, below(theirs, w))(x, None, ctx)[0]
     return found

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from effarch.mixers import Context
 from effarch.nn.norm import LayerNorm
 from tests.golden import rwkv
-from tests.golden.models.rwkv5 import att, config, weight
+from tests.golden.models.rwkv5 import config, weight
 
 
 def inputs(rng):
@@ -13,7 +13,7 @@ def inputs(rng):
 
 
 def weights(rng):
-    return rwkv.time_mix_weights(att, weight)
+    return rwkv.time_mix_weights(config, weight)
 
 
 def independent(x, state, **w):
@@ -32,7 +32,7 @@ def independent(x, state, **w):
 
 
 def ours(x, state, **w):
-    mixer = rwkv.time_mix(config.pattern[0].mixer, att, w, complement="time_mix")
+    mixer = rwkv.time_mix(config, w)
     ctx, _ = Context.of(*x.shape[:2])
     y, (state, _), _ = mixer(LayerNorm(rwkv.DIM)(x), (state, jnp.zeros((1, rwkv.DIM))), ctx)
     return {"y": x + y, "state": state}

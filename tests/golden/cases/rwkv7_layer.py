@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from effarch.mixers import Context
 from tests.golden import rwkv
-from tests.golden.models.rwkv7 import att, config, weight
+from tests.golden.models.rwkv7 import config, weight
 
 
 def inputs(rng):
@@ -13,7 +13,7 @@ def inputs(rng):
 
 
 def weights(rng):
-    return rwkv.time_mix_weights(att, weight)
+    return rwkv.time_mix_weights(config, weight)
 
 
 def independent(x, value_first, state, **w):
@@ -32,7 +32,7 @@ def independent(x, value_first, state, **w):
 
 
 def ours(x, value_first, state, **w):
-    mixer = rwkv.time_mix(config.pattern[0].mixer, att, w)
+    mixer = rwkv.time_mix(config, w)
     ctx, _ = Context.of(*x.shape[:2])
     ctx = ctx.share(value_first=value_first.reshape(1, -1, *rwkv.HEAD))
     y, (state, _), _ = mixer(x, (state, jnp.zeros((1, rwkv.DIM))), ctx)

@@ -1,14 +1,12 @@
 """Mamba-2: transformers, its torch path, two groups, chunks of 16."""
 
-import numpy as np
-
+from effarch.hub.families import mamba2 as hub
 from effarch.mixers.mamba2 import Mamba2
 from effarch.models.block import BlockConfig
 from effarch.models.lm import LMConfig
-from tests.golden import decoders
+from tests.golden import decoders, whole
 
 D, H, P, N, G, LAYERS = 16, 4, 8, 6, 2, 2
-PARTS = {"z": H * P, "x": H * P, "b": G * N, "c": G * N, "dt": H}  # of in_proj, in its order
 
 config = LMConfig(
     vocab_size=48,
@@ -50,14 +48,4 @@ def independent(weights, tokens):
 
 
 def parameters(w):
-    found = {"embedding.table": w["backbone.embeddings.weight"], "norm.weight": w["backbone.norm_f.weight"]}
-    for i in range(LAYERS):
-        ours, source = f"layers.{i}.mixer", f"backbone.layers.{i}.mixer"
-        found[f"layers.{i}.mixer_norm.weight"] = w[f"backbone.layers.{i}.norm.weight"]
-        kernels = np.split(w[f"{source}.in_proj.weight"].T, np.cumsum([*PARTS.values()])[:-1], axis=-1)
-        found |= {f"{ours}.{name}.kernel": x for name, x in zip(PARTS, kernels, strict=True)}
-        others = {"dt_bias": "dt_bias", "log_rate": "A_log", "skip": "D", "conv.bias": "conv1d.bias"}
-        others |= {"norm.weight": "norm.weight"}
-        found |= decoders.moved(w, ours, source, {"o": "out_proj"}, others)
-        found[f"{ours}.conv.weight"] = w[f"{source}.conv1d.weight"][:, 0].T
-    return found
+    return whole.by_rules(hub.rules(config, whole.paths(config)), w)

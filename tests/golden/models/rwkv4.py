@@ -1,9 +1,11 @@
 """RWKV-4: ``RwkvForCausalLM`` of transformers."""
 
+from effarch.hub.families import rwkv4 as hub
 from effarch.mixers.rwkv4 import RWKV4
 from effarch.mixers.rwkv_channel import RWKV4Channel
 from effarch.models.block import BlockConfig
 from effarch.models.lm import LMConfig
+from tests.golden import whole
 
 VOCAB, DIM, LAYERS, HIDDEN = 48, 32, 2, 64
 
@@ -55,29 +57,9 @@ def independent(weights, tokens):
         return theirs(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
 
 
-def block(w, prefix, part):
-    """Our parameters of a layer's ``mixer`` or ``channel``, below it; ``prefix`` is that of their layer."""
-    found = {}
-    if part == "mixer":
-        theirs = prefix + "attention."
-        squares = {"r": "receptance", "k": "key", "v": "value", "o": "output"}
-        mixes = {"r": "receptance", "k": "key", "v": "value"}
-        found |= {"omega": w[theirs + "time_decay"], "bonus": w[theirs + "time_first"]}
-    else:
-        theirs = prefix + "feed_forward."
-        squares = {"up": "key", "down": "value", "receptance": "receptance"}
-        mixes = {"k": "key", "r": "receptance"}
-    found |= {f"{mine}.kernel": w[f"{theirs}{name}.weight"].T for mine, name in squares.items()}
-    return found | {f"mix.{mine}": 1 - w[f"{theirs}time_mix_{name}"] for mine, name in mixes.items()}
+def rules():
+    return hub.rules(config, whole.paths(config))
 
 
 def parameters(w):
-    norms = {"embed_norm": "rwkv.blocks.0.pre_ln", "norm": "rwkv.ln_out"}
-    found = {"embedding.table": w["rwkv.embeddings.weight"], "unembed.kernel": w["head.weight"].T}
-    for i in range(LAYERS):
-        layer, theirs = f"layers.{i}.", f"rwkv.blocks.{i}."
-        norms |= {layer + "mixer_norm": theirs + "ln1", layer + "channel_norm": theirs + "ln2"}
-        for part in ("mixer", "channel"):
-            found |= {f"{layer}{part}.{name}": x for name, x in block(w, theirs, part).items()}
-    parts = ("weight", "bias")
-    return found | {f"{mine}.{part}": w[f"{theirs}.{part}"] for mine, theirs in norms.items() for part in parts}
+    return whole.by_rules(rules(), w)

@@ -1,30 +1,14 @@
 """RWKV-6: the authors' ``rwkv`` package on the CPU."""
 
+from functools import partial
+
 from effarch.mixers.rwkv6 import RWKV6
 from effarch.mixers.rwkv_channel import RWKV6Channel
 from tests.golden import rwkv
-from tests.golden.rwkv import DIM, HEAD, MIX
+from tests.golden.rwkv import HEAD
 
-RANK_MIX, RANK_W = 5, 6
-FFN = {f"mix.{name}": (f"time_maa_{name}", MIX) for name in "rk"}
-FFN["receptance.kernel"] = ("receptance.weight", (DIM, DIM))
-
-config = rwkv.config(
-    RWKV6(num_heads=HEAD[0], head_dim=HEAD[1], rank_mix=RANK_MIX, rank_w=RANK_W), RWKV6Channel(hidden=rwkv.HIDDEN)
-)
-
-
-def att(i):
-    found = rwkv.squares(r="receptance", k="key", v="value", gate="gate", o="output")
-    found |= {f"mix.{name}": (f"time_maa_{name}", MIX) for name in "wkvrg"}
-    found |= {"mix.base": ("time_maa_x", MIX), "mix.inner.kernel": ("time_maa_w1", (DIM, 5 * RANK_MIX))}
-    found["mix.outer"] = ("time_maa_w2", (5, RANK_MIX, DIM))  # both in the order w, k, v, r, g
-    found |= {"w.bias": ("time_decay", MIX), "w.inner.kernel": ("time_decay_w1", (DIM, RANK_W))}
-    return found | {"w.outer.kernel": ("time_decay_w2", (RANK_W, DIM)), "bonus": ("time_faaaa", HEAD)}
-
-
-def shapes():
-    return rwkv.shapes(att, FFN)
+config = rwkv.config(RWKV6(num_heads=HEAD[0], head_dim=HEAD[1], rank_mix=5, rank_w=6), RWKV6Channel)
+shapes, parameters = partial(rwkv.shapes, config), partial(rwkv.parameters, config)
 
 
 def weight(name, x):
@@ -36,7 +20,3 @@ def weight(name, x):
 
 def independent(weights, tokens):
     return rwkv.logits(weights, tokens, goose=False)
-
-
-def parameters(w):
-    return rwkv.parameters(w, att, FFN)
