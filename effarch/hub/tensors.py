@@ -79,7 +79,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
             if _LFS.startswith(start[:7]) and start[:7]:
                 raise UserError(f"{path}: is a Git LFS pointer, not the tensors: run `git lfs pull` in its folder")
             if start.startswith(_PICKLES) and start[8:] != b"{":  # a header's length may begin with the same bytes
-                raise UserError(f"{path}: is a pickle, which could run any code; expected safetensors")
+                raise UserError(
+                    f"{path}: is a pickle, which could run any code: load it where you trust it, save it as safetensors"
+                )
         with safetensors.safe_open(path, framework="numpy"):
             pass  # the header is whole and within the file
         with path.open("rb") as file:
