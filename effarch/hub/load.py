@@ -79,7 +79,10 @@ def load_lm(
     config = config.replace(dtype=dtype or config.dtype, param_dtype=param_dtype or config.param_dtype)
     if config.num_layers > len(theirs):  # before millions of layers are thought of
         raise UserError(f"{folder}: expected tensors of {config.num_layers} layers, got {len(theirs)} tensors")
-    abstract = _abstract(config)
+    try:
+        abstract = _abstract(config)
+    except (TypeError, ValueError, OverflowError) as error:  # sizes that do not fit one another, or no array
+        raise UserError(f"{folder}: expected sizes that make a model: {str(error).splitlines()[0]}") from error
     names, trained = names_of(abstract), names_of(abstract, nnx.Param)
     format_rules = found.rules(config, names)
     sizes = {n: t.shape for n, t in theirs.items()}
