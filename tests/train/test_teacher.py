@@ -41,7 +41,8 @@ def files(root) -> str:
 @pytest.fixture(scope="module")
 def trained(root, files) -> Path:
     """A run with a tokenizer of its own."""
-    arguments = tiny.pretrain(root, files, BPE, "run_name=bpe", "steps=2", "checkpoint.every=1", "checkpoint.keep=9")
+    saved = ("checkpoint.every=1", "checkpoint.keep=9")
+    arguments = tiny.pretrain(root, files, BPE, "run_name=bpe", "steps=2", "model.num_layers=1", *saved)
     assert main(PretrainConfig, run_pretrain, argv=arguments, prog="python -m train.pretrain") == 0
     return root / "runs" / "bpe"
 
@@ -49,7 +50,7 @@ def trained(root, files) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(root, files) -> Path:
     """A Llama in the layout of the Hugging Face hub, with a vocabulary larger than its tokenizer's."""
-    config = load(PretrainConfig, None, tiny.pretrain(root, files)).model.replace(vocab_size=320)
+    config = load(PretrainConfig, None, tiny.pretrain(root, files)).model.replace(vocab_size=320, num_layers=1)
     lm = jax.jit(lambda: make_lm(config, 1))()
     return made.sentencepiece(Path(hub.save_lm(root / "llama", lm, llama.export(config))))
 
@@ -85,8 +86,8 @@ def test_a_finished_run_is_a_teacher_as_it_is(root, files, trained: Path, capsys
     with StopSignal() as stop:
         assert open_teacher(config, prepared, stop).config == teacher_config(config)
     assert run_distill(config, dry_run=True) == 0
-    assert "teacher: 22,048 parameters" in capsys.readouterr().out
-    with pytest.raises(UserError, match="teacher.model: expected nothing or what .* has: .*num_layers=2"):
+    assert "teacher: 15,840 parameters" in capsys.readouterr().out
+    with pytest.raises(UserError, match="teacher.model: expected nothing or what .* has: .*num_layers=1"):
         teacher_config(load(DistillConfig, None, [f"teacher.path={trained}", "teacher.model.num_layers=3"]))
 
 
