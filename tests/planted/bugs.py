@@ -6,6 +6,8 @@ RECURRENCE = "tests/ops/test_recurrence.py"
 CONFORMANCE = "tests/conformance/test_mixers.py"
 LOSSES = "tests/distill/test_losses.py"
 VOCABULARY = "tests/distill/test_vocabulary.py"
+TRAINABLE = "tests/training/test_trainable.py"
+WRITTEN = "tests/distill/test_on_policy.py::test_what_is_written_is_what_generate_writes"
 PACKED = "test_packed_documents_are_separate_documents"
 CHUNKS = f"{RECURRENCE}::test_chunkwise_is_the_oracle"
 GUARD = "tests/bench/test_guard.py::test_nothing_is_quadratic_or_fatter_than_it_was"
@@ -399,6 +401,56 @@ BUGS = (
         "self.norm(x).astype(accumulator(x))",
         "self.norm(x)",
         ("tests/nn/test_feature_map.py::test_every_map_keeps_its_promises[rebased]",),
+    ),
+    # What a stage trains, and on what
+    Bug(
+        "adapters are merged without alpha / rank",
+        "training/lora.py",
+        "kernel.astype(dtype) + scale * product",
+        "kernel.astype(dtype) + product",
+        (f"{TRAINABLE}::test_lora_is_the_base_with_a_low_rank_product_beside_it",),
+    ),
+    Bug(
+        "what is frozen is trained all the same",
+        "training/trainable.py",
+        "return is_param(variable) and not named(path, self.frozen)",
+        "return is_param(variable)",
+        (f"{TRAINABLE}::test_what_is_selected_moves_and_nothing_else_does[all but channels]",),
+    ),
+    Bug(
+        "RWKV's r is no q",
+        "training/lora.py",
+        """_STANDS_FOR = {"q": ("r", "c"), """,
+        """_STANDS_FOR = {"q": ("c",), """,
+        (f"{TRAINABLE}::test_lora_finds_what_stands_for_attentions_projections",),
+    ),
+    Bug(
+        "the token that ends a text is not learned",
+        "distill/on_policy.py",
+        "<= length[:, None]",
+        "< length[:, None]",
+        (WRITTEN,),
+    ),
+    Bug(
+        "what is written belongs to the first document of the prompt",
+        "distill/on_policy.py",
+        "jnp.where(counts, document, 0)",
+        "jnp.where(counts, segments[:, :1], 0)",
+        (WRITTEN,),
+    ),
+    Bug(
+        "samples are the same at every step",
+        "distill/on_policy.py",
+        "return written(student, text, draws,",
+        "return written(student, text, jax.random.key(0),",
+        ("tests/distill/test_on_policy.py::test_the_loss_is_that_of_the_written_batch_and_sampling_has_no_gradient",),
+    ),
+    Bug(
+        "a stage begins with rows that a stage before has read",
+        "distill/plan.py",
+        "rows[length] += stage.steps * size",
+        "rows[length] = 0",
+        ("tests/distill/test_plan.py::test_places_follow_each_other_in_steps_and_in_rows",),
     ),
     # What it costs
     Bug(
