@@ -14,6 +14,7 @@ from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
 from train.distill import DistillConfig, converted
 from train.pretrain import PretrainConfig
+from train.recipes import RecipesConfig
 from train.sweep import SweepConfig
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,7 @@ COMMANDS = {
     "train.classify": ClassifyConfig,
     "train.distill": DistillConfig,
     "train.pretrain": PretrainConfig,
+    "train.recipes": RecipesConfig,
     "train.sweep": SweepConfig,
 }
 
@@ -31,7 +33,7 @@ def test_there_are_some():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "configs").with_suffix("").as_posix())
-def test_config_builds(path):
+def test_config_builds(path, monkeypatch):
     """The header names the command that runs it."""
     header = path.read_text().split("run_name")[0]
     (module,) = [module for module in COMMANDS if f"python -m {module} {path.relative_to(ROOT)}" in header]
@@ -39,6 +41,10 @@ def test_config_builds(path):
     if module == "train.classify":
         jax.eval_shape(partial(make_classifier, config.model))
         make_optimizer(config.optimizer, config.steps)
+        return
+    if module == "train.recipes":
+        monkeypatch.chdir(ROOT)
+        assert config.runs(Path("runs"))
         return
     if module == "train.pretrain":
         jax.eval_shape(partial(make_lm, config.model))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from effarch.bench.evaluate import measured
 from effarch.data.prepare import Prepared
 from effarch.distill.transfer import StudentConfig
+from effarch.eval.recipes import CONVERTED, SCRATCH, TEACHER
 from effarch.eval.report import costs_table, results_table, strict, write_report
 from effarch.eval.suite import Suite
 from effarch.mixers.sliding_window import SlidingWindow
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from train.distill import DistillConfig
 
 SAMPLE_TOKENS = 400
-TEACHER, CONVERTED, SCRATCH = "teacher", "student, converted", "student, from scratch"
 
 
 def windowed(config: "DistillConfig") -> StudentConfig:
