@@ -71,8 +71,8 @@ class Fields:
     def positive(self, name: str, default: Any = _MISSING, *, old: str | None = None) -> int:
         """A whole number above 0."""
         found = self.take(name, int, default, old=old)
-        if found is not None and found <= 0:
-            raise UserError(f"{self.where}: {name}: expected a whole number above 0, got {found}")
+        if found is not None and not 0 < found < 2**31:  # no array has more
+            raise UserError(f"{self.where}: {name}: expected a whole number above 0 and below 2^31, got {found}")
         return found
 
     def only(self, name: str, *allowed: Any) -> Any:

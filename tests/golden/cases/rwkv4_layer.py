@@ -43,8 +43,8 @@ def ours(x, **w):
             read = whole.by_rules(inside, {LAYER + name: w[name] for name in w})
             return {name.removeprefix(start): x for name, x in read.items()}
 
-        def make(part=getattr(config.pattern[0], mine), layer=layer):
-            return part.make(DIM, layer=layer, rngs=nnx.Rngs(0))
+        def make(mine=mine, layer=layer):
+            return getattr(config.pattern[0], mine).make(DIM, layer=layer, rngs=nnx.Rngs(0))
 
         found[theirs] = whole.filled(make, parameters, below(theirs, w))(x, None, ctx)[0]
     return found
