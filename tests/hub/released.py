@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,9 @@ def theirs(config: dict):
     attention.flash_attn_func = attend
     cls = getattr(importlib.import_module("fla.models"), config["architectures"][0])
     how = {"fuse_cross_entropy": False, "fuse_swiglu": False}  # what must run on a GPU
-    return cls(cls.config_class(**config, **how)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they think of one another's code
+        return cls(cls.config_class(**config, **how)).eval()
 
 
 def shapes(model) -> dict[str, tuple[int, ...]]:

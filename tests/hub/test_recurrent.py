@@ -213,23 +213,27 @@ def test_rwkv7_goes_from_the_authors_naming_to_flas(tmp_path):
     )
 
 
-def test_mamba2_goes_out_as_transformers_has_it(tmp_path):
-    config = whole.load("mamba2").config
-    lm = drawn(config)
-    assert export_lm(tmp_path / "out", lm) == "mamba2"
+mamba = pytest.mark.parametrize(("model_type", "name"), [("mamba", "mamba1"), ("mamba2", "mamba2")])
+
+
+@mamba
+def test_mamba_goes_out_as_transformers_has_it(model_type, name, tmp_path):
+    lm = drawn(whole.load(name).config)
+    assert export_lm(tmp_path / "out", lm) == model_type
     assert same(load_lm(tmp_path / "out"), lm)
     found = {name: tensor.shape for name, tensor in find_tensors(tmp_path / "out").items()}
-    assert found == whole.stored("mamba2").shapes
+    assert found == whole.stored(name).shapes
 
 
 @pytest.mark.oracle
-def test_transformers_loads_the_mamba2_that_we_write(tmp_path):
+@mamba
+def test_transformers_loads_the_mamba_that_we_write(model_type, name, tmp_path):
     torch = pytest.importorskip("torch", reason="needs the extra `oracles`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `oracles`")
-    stored = whole.stored("mamba2")
-    lm = whole.model("mamba2", whole.weights("mamba2", stored.shapes))
+    stored = whole.stored(name)
+    lm = whole.model(name, whole.weights(name, stored.shapes))
     export_lm(tmp_path / "out", lm)
-    model, said = transformers.Mamba2ForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, said = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
     with torch.no_grad():
         tokens = torch.tensor(whole.tokens(lm.config)).long()

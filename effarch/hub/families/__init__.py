@@ -21,6 +21,7 @@ _FAMILIES = {
     "gated_deltanet": "fla_delta",
     "gla": "fla_linear",
     "llama": "llama",
+    "mamba": "mamba1",
     "mamba2": "mamba2",
     "mistral": "llama",
     "retnet": "fla_linear",
@@ -32,7 +33,7 @@ _FAMILIES = {
 WRITTEN = {
     "effarch": ("effarch",),
     "fla": ("fla_linear", "fla_delta", "fla_rwkv7"),
-    "transformers": ("llama", "mamba2"),
+    "transformers": ("llama", "mamba1", "mamba2"),
 }
 
 
