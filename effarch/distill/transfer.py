@@ -1,7 +1,7 @@
 """From a Transformer to a student: the same model with other mixers, and everything that can be copied copied."""
 
 import math
-from typing import Annotated, Literal, Protocol, cast
+from typing import Annotated, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ import pydantic
 from flax import nnx
 
 from effarch.config import Config
-from effarch.mixers.base import Mixer, MixerChoice, MixerConfig
-from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
+from effarch.mixers.base import MixerChoice, MixerConfig
+from effarch.mixers.softmax_attention import Attention, SoftmaxAttention, StandIn
 from effarch.models.block import Block, BlockConfig
 from effarch.models.lm import LM, LMConfig
 from effarch.models.stack import Stack
@@ -59,18 +59,12 @@ def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
     return teacher.replace(pattern=tuple(blocks))
 
 
-class _StandIn(Protocol):
-    """A mixer whose config has ``stands_in_for_attention``."""
-
-    def from_attention(self, attention: Attention) -> Mixer: ...
-
-
 def _transfer_block(teacher: Block, student: Block) -> Block:
     student.mixer_norm = teacher.mixer_norm
     student.channel_norm = teacher.channel_norm
     student.channel = teacher.channel
     if isinstance(teacher.mixer, Attention) and type(teacher.mixer) is not type(student.mixer):
-        student.mixer = cast(_StandIn, student.mixer).from_attention(teacher.mixer)
+        student.mixer = cast(StandIn, student.mixer).from_attention(teacher.mixer)
     else:
         student.mixer = teacher.mixer
     return student

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from flax import nnx
 
 from effarch.config import Config
@@ -133,7 +134,7 @@ class MixerConfig(Config):
         raise NotImplementedError(f"{cls.__name__} has no tiny")
 
     def matching(self, attention: "MixerConfig") -> Self:
-        """This config with the head layout and rotary base of an attention config, where its own are the defaults.
+        """This config with the head layout, rotary base and biases of an attention config, where its own are defaults.
 
         So that weights can be copied: as many heads as the teacher's queries, its head size for keys and values; a
         mixer without heads (``channels``) has those of all heads side by side. A value that differs from the default
@@ -145,6 +146,8 @@ class MixerConfig(Config):
             "head_dim": getattr(attention, "head_dim", None),
             "value_head_dim": getattr(attention, "head_dim", None),
             "rope_theta": getattr(attention, "rope_theta", None),
+            "qkv_bias": getattr(attention, "qkv_bias", None),
+            "out_bias": getattr(attention, "out_bias", None),
         }
         if sizes["num_heads"] and sizes["head_dim"]:
             sizes["channels"] = sizes["num_heads"] * sizes["head_dim"]
@@ -155,6 +158,18 @@ class MixerConfig(Config):
             if name in fields and size is not None and getattr(self, name) == fields[name].default
         }
         return self.replace(**taken)
+
+
+class BiasedConfig(MixerConfig):
+    """Base of the configs of mixers whose projections can take over a teacher's biases."""
+
+    qkv_bias: bool = pydantic.Field(False, description="biases on q, k and v")
+    out_bias: bool = pydantic.Field(False, description="bias on the output projection")
+
+    @property
+    def biases(self) -> dict[str, bool]:
+        """As :class:`effarch.nn.qkv.QKV` takes them."""
+        return {"bias": self.qkv_bias, "out_bias": self.out_bias}
 
 
 MixerChoice = Annotated[MixerConfig, Choice("mixer")]
@@ -194,7 +209,7 @@ def copy_kernel(target: nnx.Param, kernel: Array, what: str) -> None:
 
 
 def copy_projections(attention: Any, *, scale: float = 1.0, **mine: Linear) -> None:
-    """Copies kernels of softmax attention into projections, its heads repeated to theirs.
+    """Copies kernels of softmax attention into projections, its heads repeated to theirs, and biases if both have them.
 
     Args:
       attention: a softmax attention mixer. scale: multiplies what is copied into ``q`` (K^-1/2 where q is not scaled).
@@ -205,12 +220,16 @@ def copy_projections(attention: Any, *, scale: float = 1.0, **mine: Linear) -> N
       ValueError: a shape does not fit.
     """
     for name, linear in mine.items():
-        kernel, shape = getattr(attention.qkv, name).kernel[...], linear.kernel.shape
+        theirs, shape = getattr(attention.qkv, name), linear.kernel.shape
+        kernel, bias = theirs.kernel[...], None if theirs.bias is None else theirs.bias[...]
         if name != "o":
             heads = shape[-1] // kernel.shape[-1] if len(shape) == 2 else shape[-2]
-            kernel = expand_heads(kernel, heads)
+            kernel, bias = expand_heads(kernel, heads), None if bias is None else expand_heads(bias, heads)
         if len(shape) == 2:
             kernel = kernel.reshape(-1, shape[-1]) if name == "o" else kernel.reshape(len(kernel), -1)
         elif len(shape) == 4:
             kernel = jnp.repeat(kernel[:, None], shape[1], axis=1)
-        copy_kernel(linear.kernel, kernel * scale if name == "q" else kernel, name)
+        factor = scale if name == "q" else 1.0
+        copy_kernel(linear.kernel, kernel * factor, name)
+        if linear.bias is not None and bias is not None:  # once for each write of a token
+            copy_kernel(linear.bias, jnp.broadcast_to(bias, linear.bias.shape) * factor, f"{name}: bias")

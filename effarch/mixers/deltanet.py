@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm, l2_normalise
@@ -31,7 +31,7 @@ from effarch.typing import Array
 
 
 @register("deltanet", kind="mixer")
-class DeltaNet(MixerConfig):
+class DeltaNet(BiasedConfig):
     """The delta rule: what stands at a key is replaced, not added to."""
 
     recurrent: ClassVar[bool] = True
@@ -99,14 +99,15 @@ class DeltaNetMixer(Mixer):
         n = config.writes
         apart = (None,) * len(n)
         project = partial(Linear, dim, rngs=rngs)
-        self.q = project(keys, axes=("embed", "heads", "head_dim"))
-        self.k = project((*n, *keys), axes=("embed", *apart, "heads", "head_dim"))
-        self.v = project((*n, heads, values), axes=("embed", *apart, "heads", "head_dim"))
+        biased = partial(project, bias=config.qkv_bias)
+        self.q = biased(keys, axes=("embed", "heads", "head_dim"))
+        self.k = biased((*n, *keys), axes=("embed", *apart, "heads", "head_dim"))
+        self.v = biased((*n, heads, values), axes=("embed", *apart, "heads", "head_dim"))
         self.b = project((*n, heads), axes=("embed", *apart, "heads"))
         channels = sum(part.kernel.size // dim for part in (self.q, self.k, self.v))
         self.conv = ShortConv(channels, config.conv_width, rngs=rngs)
         self.norm = RMSNorm(values, eps=config.norm_eps, axes=(None,))
-        self.o = Linear((heads, values), dim, axes=("heads", "head_dim", "embed"), rngs=rngs)
+        self.o = Linear((heads, values), dim, axes=("heads", "head_dim", "embed"), bias=config.out_bias, rngs=rngs)
 
     def init_state(self, batch_size: int, max_length: int) -> tuple[Array, Array]:
         c = self.config

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.low_rank import LowRank
@@ -30,7 +30,7 @@ from effarch.typing import Array
 
 
 @register("gla", kind="mixer")
-class GLA(MixerConfig):
+class GLA(BiasedConfig):
     """Linear attention with a decay per key channel and token. The paper's K is half of V."""
 
     recurrent: ClassVar[bool] = True
@@ -73,7 +73,9 @@ class GLAMixer(Mixer):
         self.config = config
         heads, key_dim, value_dim = config.num_heads, config.head_dim, config.value_head_dim
         per_head = ("heads", "head_dim")
-        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, rngs=rngs)
+        self.qkv = QKV(
+            dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, **config.biases, rngs=rngs
+        )
         bias = jnp.zeros((heads, key_dim), jnp.float32)
         self.a = LowRank(dim, config.gate_rank, (heads, key_dim), axes=per_head, bias=bias, rngs=rngs)
         self.gate = Linear(dim, (heads, value_dim), axes=("embed", *per_head), rngs=rngs)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm
@@ -31,7 +31,7 @@ from effarch.typing import Array
 
 
 @register("gsa", kind="mixer")
-class GSA(MixerConfig):
+class GSA(BiasedConfig):
     """Softmax attention to slots that are written and forgotten by gates."""
 
     recurrent: ClassVar[bool] = True
@@ -67,7 +67,9 @@ class GSAMixer(Mixer):
     def __init__(self, config: GSA, dim: int, *, rngs: nnx.Rngs) -> None:
         self.config = config
         heads, key_dim, value_dim = config.num_heads, config.head_dim, config.value_head_dim
-        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, rngs=rngs)
+        self.qkv = QKV(
+            dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, **config.biases, rngs=rngs
+        )
         self.f = Linear(dim, (heads, config.num_slots), axes=("embed", "heads", None), rngs=rngs)
         self.norm = RMSNorm(heads * value_dim, eps=config.norm_eps, axes=(None,))
 

@@ -17,7 +17,7 @@ import numpy as np
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm
@@ -30,7 +30,7 @@ from effarch.typing import Array
 
 
 @register("lightning", kind="mixer")
-class Lightning(MixerConfig):
+class Lightning(BiasedConfig):
     """Linear attention with a fixed decay per head that weakens with depth."""
 
     recurrent: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class LightningMixer(Mixer):
     def __init__(self, config: Lightning, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> None:
         self.config = config
         heads, width = config.num_heads, config.head_dim
-        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=width, value_dim=width, rngs=rngs)
+        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=width, value_dim=width, **config.biases, rngs=rngs)
         self.gate = Linear(dim, (heads, width), axes=("embed", "heads", "head_dim"), rngs=rngs)
         self.norm = RMSNorm(heads * width, eps=config.norm_eps, axes=(None,))
         slope = jnp.asarray(2.0 ** (-8.0 * np.arange(1, heads + 1) / heads), jnp.float32)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.feature_map import FeatureMapChoice
 from effarch.nn.norm import RMSNorm
@@ -31,7 +31,7 @@ from effarch.typing import Array, PyTree
 
 
 @register("linear_attention", kind="mixer")
-class LinearAttention(MixerConfig):
+class LinearAttention(BiasedConfig):
     """Linear attention with any feature map."""
 
     recurrent: ClassVar[bool] = True
@@ -92,7 +92,9 @@ class LinearAttentionMixer(Mixer):
         self.config = config
         heads, kv_heads = config.num_heads, config.kv_heads
         width, value_dim = config.head_dim, config.value_head_dim
-        self.qkv = QKV(dim, heads=heads, kv_heads=kv_heads, key_dim=width, value_dim=value_dim, rngs=rngs)
+        self.qkv = QKV(
+            dim, heads=heads, kv_heads=kv_heads, key_dim=width, value_dim=value_dim, **config.biases, rngs=rngs
+        )
         self.phi_q = config.feature_map.make(width, heads, rngs=rngs)
         self.phi_k = None if config.feature_map.shared else config.feature_map.make(width, kv_heads, rngs=rngs)
         self.norm = RMSNorm(value_dim, eps=config.norm_eps, axes=(None,)) if config.output_norm else None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.norm import LayerNorm
@@ -32,7 +32,7 @@ from effarch.typing import Array
 
 
 @register("mlstm", kind="mixer")
-class MLSTM(MixerConfig):
+class MLSTM(BiasedConfig):
     """A matrix memory with a forget gate and an exponential input gate per head."""
 
     recurrent: ClassVar[bool] = True
@@ -74,7 +74,9 @@ class MLSTMMixer(Mixer):
         self.config = config
         heads, key_dim, value_dim = config.num_heads, config.head_dim, config.value_head_dim
         per_head = ("heads", "head_dim")
-        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, rngs=rngs)
+        self.qkv = QKV(
+            dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, **config.biases, rngs=rngs
+        )
         self.f = Linear(dim, heads, axes=("embed", "heads"), scale=0.0, rngs=rngs)
         self.i = Linear(dim, heads, axes=("embed", "heads"), scale=0.0, rngs=rngs)
         self.f_bias = nnx.Param(jnp.linspace(3.0, 6.0, heads, dtype=jnp.float32), axes=("heads",))

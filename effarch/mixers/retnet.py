@@ -15,7 +15,7 @@ import numpy as np
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo, Mixer, MixerConfig, copy_projections
+from effarch.mixers.base import BiasedConfig, Context, LayerInfo, Mixer, copy_projections
 from effarch.mixers.softmax_attention import Attention
 from effarch.nn.linear import Linear
 from effarch.nn.norm import RMSNorm
@@ -28,7 +28,7 @@ from effarch.typing import Array
 
 
 @register("retnet", kind="mixer")
-class RetNet(MixerConfig):
+class RetNet(BiasedConfig):
     """Retention with one fixed decay per head."""
 
     recurrent: ClassVar[bool] = True
@@ -67,7 +67,9 @@ class RetNetMixer(Mixer):
     def __init__(self, config: RetNet, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> None:
         self.config = config
         heads, key_dim, value_dim = config.num_heads, config.head_dim, config.value_head_dim
-        self.qkv = QKV(dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, rngs=rngs)
+        self.qkv = QKV(
+            dim, heads=heads, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, **config.biases, rngs=rngs
+        )
         self.gate = Linear(dim, (heads, value_dim), axes=("embed", "heads", "head_dim"), rngs=rngs)
         self.norm = RMSNorm(value_dim, eps=config.norm_eps, axes=(None,))
 

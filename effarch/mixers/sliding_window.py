@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.mixers.base import Context, LayerInfo
+from effarch.mixers.base import Context, LayerInfo, Mixer
 from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
 from effarch.ops.attention import RingCache, attend, window_attention
 from effarch.registry import register
@@ -30,7 +30,7 @@ class SlidingWindow(SoftmaxAttention):
     window: int = pydantic.Field(64, gt=0, description="tokens seen, its own included")
     sinks: int = pydantic.Field(4, ge=0, description="first tokens of the document that stay visible")
 
-    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "SlidingWindowMixer":
+    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> Mixer:
         return SlidingWindowMixer(self, dim, layer=layer, rngs=rngs)
 
     def flops(self, dim: int, time: int) -> int:

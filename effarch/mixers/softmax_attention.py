@@ -7,7 +7,7 @@ The teacher of every distillation, and the baseline of every measurement. Its st
 """
 
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import jax
 import pydantic
@@ -48,7 +48,7 @@ class SoftmaxAttention(MixerConfig):
             raise ValueError(f"num_kv_heads: expected a divisor of num_heads {self.num_heads}, got {self.num_kv_heads}")
         return self
 
-    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "Attention":
+    def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> Mixer:
         return SoftmaxAttentionMixer(self, dim, layer=layer, rngs=rngs)
 
     def projection_flops(self, dim: int) -> int:
@@ -147,3 +147,11 @@ class SoftmaxAttentionMixer(Attention):
         else:
             o, state = attend(q, k, v, state, ctx.segments, form=ctx.form)
         return self.output(o, x), state, ctx
+
+
+class StandIn(Protocol):
+    """A mixer whose config has ``stands_in_for_attention``."""
+
+    def from_attention(self, attention: Attention) -> Mixer:
+        """Takes over what it can use of a teacher's weights; returns itself."""
+        ...

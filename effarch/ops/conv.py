@@ -4,6 +4,8 @@ Both see the last real tokens of the same document only: padding is skipped, a n
 what the next call needs is carried in a state of the last real tokens.
 """
 
+from collections.abc import Iterable
+
 import jax.numpy as jnp
 
 from effarch.ops.apart import apart
@@ -13,9 +15,10 @@ from effarch.typing import Array, Float, Int
 
 
 def _lookback(
-    x: Array, reach: int, state: Array | None, segments: Segments | None
+    x: Array, reach: int, state: Array | None, segments: Segments | None, agos: Iterable[int] | None = None
 ) -> tuple[list[Array], Array, Segments | None]:
-    """``x`` as 0, 1, ..., ``reach`` tokens ago, the next state, and segments to :func:`spread` the result with."""
+    """``x`` as 0, 1, ..., ``reach`` tokens ago (or ``agos``), the next state, segments to :func:`spread` it with."""
+    agos = range(reach + 1) if agos is None else agos
     batch, time, width = x.shape
     if state is None:
         state = jnp.zeros((batch, reach, width), x.dtype)
@@ -24,14 +27,14 @@ def _lookback(
     state, x = state.astype(x.dtype), apart(x)
     if segments is None:
         line = jnp.concatenate([state, x], axis=1)
-        return [line[:, reach - ago : reach - ago + time] for ago in range(reach + 1)], line[:, time:], None
+        return [line[:, reach - ago : reach - ago + time] for ago in agos], line[:, time:], None
     moved = time > 1  # a single token has nowhere to move
     inner = compacted(segments) if moved else segments
     x = jnp.where(inner.real[..., None], compact(x, segments) if moved else x, jnp.zeros((), x.dtype))
     line = jnp.concatenate([state, x], axis=1)
     run = jnp.pad(inner.run, ((0, 0), (reach, 0)), constant_values=1)  # the state belongs to run 1
     views = []
-    for ago in range(reach + 1):
+    for ago in agos:
         window = slice(reach - ago, reach - ago + time)
         same = run[:, window] == inner.run
         views.append(jnp.where(same[..., None], line[:, window], jnp.zeros((), x.dtype)))
@@ -90,3 +93,21 @@ def token_shift(
     views, last, moved = _lookback(x, 1, carried, as_segments(segment_ids))
     previous = views[1] if moved is None else spread(views[1], moved)
     return previous, last[:, 0]
+
+
+def delay(
+    x: Float[Array, "B T D"],
+    tokens: int,
+    *,
+    state: Float[Array, "B tokens D"] | None = None,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
+) -> Float[Array, "B T D"]:
+    """``x_{t-tokens}``: the real token so many before t in its document, zeros where there is none.
+
+    Args:
+      x: inputs.
+      state: the last ``tokens`` real inputs before this call, oldest first; zeros if None. It belongs to run 1.
+      segment_ids: documents; 0 is padding.
+    """
+    (view,), _, moved = _lookback(x, tokens, state, as_segments(segment_ids), (tokens,))
+    return view if moved is None else spread(view, moved)

@@ -54,12 +54,29 @@ def normalised_attention(
     Returns:
       Outputs in v's dtype, and the next state: ``[B, H, F, V + 1]``, or that and the maximum ``[B, Hk]``.
     """
+    o, _, state = attention_and_logsum(q, k, v, state=state, segment_ids=segment_ids, form=form)
+    return o, state
+
+
+def attention_and_logsum(
+    q: Features,
+    k: Features,
+    v: Float[Array, "B T H V"],
+    *,
+    state: PyTree | None = None,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
+    form: str = "chunkwise",
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], PyTree]:
+    """:func:`normalised_attention`, and the log of the sum of its weights, for whoever adds other keys.
+
+    Where all weights vanish the output is 0 and the log is NOTHING.
+    """
     segments, heads = as_segments(segment_ids), v.shape[2]
     narrow = jnp.float16  # a sum of weights soon leaves its range
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     if v.dtype == narrow or q.values.dtype.itemsize > v.dtype.itemsize:
         values = values.astype(accumulator(v))
-    keys, maximum = k.values, None
+    keys, maximum, log_scale = k.values, None, None
     transition: Constant | Scalar = Constant(jnp.zeros((heads,), jnp.float32))
     if k.log_scale is not None:
         state, maximum = (None, None) if state is None else state
@@ -68,13 +85,20 @@ def normalised_attention(
         transition = Scalar(jnp.repeat(gates.log_decay, heads // still.shape[2], axis=2))
         weight = jnp.exp(gates.log_input)[..., None]
         keys = (keys.astype(accumulator(weight)) * weight).astype(keys.dtype)
-        maximum = gates.state
+        maximum, log_scale = gates.state, jax.lax.stop_gradient(gates.maximum)
     o, state = linear_recurrence(
         q.values, keys, values, transition=transition, state=state, segment_ids=segments, form=form
     )
     wide = o.astype(accumulator(o))
+    total = wide[..., -1]
     o = quotient(wide[..., :-1], wide[..., -1:]).astype(v.dtype)
-    return o, state if maximum is None else (state, maximum)
+    some = total > jnp.finfo(total.dtype).tiny ** 0.75  # as in the quotient
+    logsum = jnp.log(jnp.where(some, total, jnp.ones_like(total)))
+    for scale in (q.log_scale, log_scale):
+        if scale is not None:
+            logsum = logsum + jnp.repeat(scale, heads // scale.shape[2], axis=2).astype(logsum.dtype)
+    logsum = jnp.where(some, logsum, NOTHING)
+    return o, logsum, state if maximum is None else (state, maximum)
 
 
 def initial_state(batch: int, heads: int, key_heads: int, features: int, width: int, *, log_scaled: bool) -> PyTree:

@@ -336,21 +336,29 @@ def test_config_is_complete(subject):
 @pytest.mark.parametrize("name", [grouped(name, name) for name in MIXERS])
 def test_teacher_weights_transfer(name):
     """With the teacher's heads and projections, whatever its own gates and norms do: the output projection is the
-    teacher's.
+    teacher's, and so are the biases of those that have any. Its key heads are few.
     """
     subject = Subject.of("mixer", name)
     subject.needs(stands_in_for_attention=True)
     teacher = Subject.of("mixer", "softmax_attention")
-    config = type(subject.config)().matching(teacher.config)
+    biased = teacher.config.replace(qkv_bias=True, out_bias=True)
+    config = type(subject.config)().matching(biased)
 
     @jax.jit
     def transfer(attention):
         student = config.make(teacher.dim, layer=LayerInfo(), rngs=nnx.Rngs(0))
         return nnx.split(student.from_attention(attention))[1]
 
-    attention = nnx.merge(teacher.graph, teacher.parameters())
+    graph, shapes = nnx.split(jax.eval_shape(lambda: biased.make(teacher.dim, layer=LayerInfo(), rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    attention = nnx.merge(graph, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes))
     moved = transfer(attention)
     copied = [np.asarray(x) for x in jax.tree.leaves(moved)]
+    if "qkv_bias" in type(config).model_fields:
+        assert config.qkv_bias and config.out_bias
+        for bias in (attention.qkv.v.bias[...], attention.qkv.o.bias[...]):
+            wanted = [np.asarray(bias), np.repeat(bias, 2, axis=0)]
+            assert any(x.shape[-y.ndim :] == y.shape and (x == y).all() for x in copied for y in wanted)
     for kernel in (attention.qkv.v.kernel[...], attention.qkv.o.kernel[...]):
         wanted = [np.asarray(kernel), np.repeat(kernel, 2, axis=1)]  # as it is, or its heads repeated
         assert any(holds(x, y) for x in copied for y in wanted)

@@ -452,6 +452,42 @@ BUGS = (
         "rows[length] = 0",
         ("tests/distill/test_plan.py::test_places_follow_each_other_in_steps_and_in_rows",),
     ),
+    # Layer by layer
+    Bug(
+        "mixing matrices transposed",
+        "ops/mixing.py",
+        "jnp.swapaxes(o[0] if isinstance(o, tuple) else o, 1, 2)",
+        "jnp.moveaxis(o[0] if isinstance(o, tuple) else o, 1, 3)",
+        ("tests/ops/test_mixing.py::test_the_matrix_times_the_values_is_the_output",),
+    ),
+    Bug(
+        "Mamba-2's matrix with the step sizes of the token that reads",
+        "mixers/mamba2.py",
+        "step = jnp.swapaxes(self.step(x), 1, 2)[:, :, None]",
+        "step = jnp.swapaxes(self.step(x), 1, 2)[..., None]",
+        ("tests/ops/test_mixing.py::test_of_mamba2_with_its_steps_and_its_skip",),
+    ),
+    Bug(
+        "a layer passes to the student an interval late",
+        "distill/layerwise.py",
+        "passed = rank <= (rank.max() + 1) * update // steps",
+        "passed = rank < (rank.max() + 1) * update // steps",
+        ("tests/distill/test_layerwise.py::test_layers_pass_one_by_one[up]",),
+    ),
+    Bug(
+        "sinks counted twice, in the window's softmax and in what is linear",
+        "ops/window_linear.py",
+        "left = (positions >= window + sinks)",
+        "left = (positions >= window)",
+        ("tests/ops/test_window_linear.py::test_one_normalised_sum[exp]",),
+    ),
+    Bug(
+        "the log-scale of keys is left out of the sum of their weights",
+        "ops/normalised.py",
+        "for scale in (q.log_scale, log_scale):",
+        "for scale in (q.log_scale,):",
+        ("tests/ops/test_window_linear.py::test_one_normalised_sum[exp]",),
+    ),
     # What it costs
     Bug(
         "scores of all pairs of tokens beside a recurrence, times zero",

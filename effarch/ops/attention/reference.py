@@ -143,7 +143,21 @@ def mix(
     scale: float,
     bias: Float[Array, "B Hk G T S"] | None = None,
 ) -> Float[Array, "B T Hq V"]:
-    """One softmax over several groups of keys, each read by its own form of the query.
+    """One softmax over several groups of keys, each read by its own form of the query: `mix_and_logsumexp` without the
+    log of its sum.
+    """
+    return mix_and_logsumexp(groups, scale=scale, bias=bias)[0]
+
+
+def mix_and_logsumexp(
+    groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B ... T S"]]],
+    *,
+    scale: float,
+    bias: Float[Array, "B Hk G T S"] | None = None,
+) -> tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]:
+    """One softmax over several groups of keys, each read by its own form of the query, and the log of its sum.
+
+    Rows that see nothing have output 0 and log-sum `EMPTY`.
 
     Args:
       groups: ``(q [B,T,Hq,D], k [B,S,Hk,D], v [B,S,Hk,V], visible [B,T,S])`` for each group; hidden values must be
@@ -163,7 +177,9 @@ def mix(
     read = sum(dot("bkgts,bskv->bkgtv", w.astype(v.dtype), v) for w, (_, _, v, _) in zip(weights, groups, strict=True))
     o = read / jnp.where(total > 0, total, 1)[..., None]
     batch, kv, group, time, width = o.shape
-    return o.transpose(0, 3, 1, 2, 4).reshape(batch, time, kv * group, width).astype(dtype)
+    o = o.transpose(0, 3, 1, 2, 4).reshape(batch, time, kv * group, width).astype(dtype)
+    logsumexp = jax.lax.stop_gradient(peak) + jnp.log(jnp.where(total > 0, total, 1))
+    return o, logsumexp.transpose(0, 3, 1, 2).reshape(batch, time, kv * group)
 
 
 def merge(parts: Sequence[tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]]) -> Float[Array, "B T Hq V"]:

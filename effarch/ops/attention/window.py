@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from effarch.ops.attention.blockwise import BLOCK, attention_and_logsumexp
 from effarch.ops.attention.reference import (
+    EMPTY,
     MASKED,
     Visibility,
     check_heads,
     dot,
-    mix,
+    mix_and_logsumexp,
     row_segments,
     shield,
     zero_padding,
@@ -91,6 +92,26 @@ def window_attention(
     Raises:
       ValueError: shapes, ``window``, ``sinks`` or ``form`` are out of range.
     """
+    options = {"segment_ids": segment_ids, "scale": scale, "q_sink": q_sink, "left": left, "form": form}
+    o, _ = window_and_logsumexp(q, k, v, window=window, sinks=sinks, block_size=block_size, **options)
+    return o
+
+
+def window_and_logsumexp(
+    q: Float[Array, "B T Hq D"],
+    k: Float[Array, "B T Hk D"],
+    v: Float[Array, "B T Hk V"],
+    *,
+    window: int,
+    sinks: int = 0,
+    segment_ids: Int[Array, "B T"] | Segments | None = None,
+    scale: float | None = None,
+    q_sink: Float[Array, "B T Hq D"] | None = None,
+    left: LeftContext | None = None,
+    form: str = "chunkwise",
+    block_size: int | None = None,
+) -> tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]:
+    """`window_attention`, and the log of its softmax's sum, for whoever adds other keys; `EMPTY` at padding."""
     _check(q, k, v, window, sinks, q_sink, left, form)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     (batch, time), q_sink = q.shape[:2], q if q_sink is None else q_sink
@@ -110,13 +131,18 @@ def window_attention(
         groups = [(q, *shield(keys, values, run_k), near.pairs())]
         if sinks:
             groups.append((q_sink, *_all_sinks(k, v, segments, left, window, sinks)))
-        return zero_padding(mix(groups, scale=scale), run)
+        o, logsumexp = mix_and_logsumexp(groups, scale=scale)
+        return _masked(o, logsumexp, run)
 
     block_size = max(LEAST_BLOCK, min(window, BLOCK)) if block_size is None else block_size
     o, logsumexp = attention_and_logsumexp(q, keys, values, near, scale=scale, block_size=block_size)
     if sinks == 0 or (left is None and time <= window):
-        return o  # no position lies beyond the window
-    return zero_padding(_add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale), run)
+        return o, logsumexp  # no position lies beyond the window
+    return _masked(*_add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale), run)
+
+
+def _masked(o: Array, logsumexp: Array, run: Array) -> tuple[Array, Array]:
+    return zero_padding(o, run), jnp.where((run > 0)[:, :, None], logsumexp, EMPTY)
 
 
 def _all_sinks(k: Array, v: Array, segments: Segments, left: LeftContext | None, window: int, sinks: int):
@@ -139,8 +165,8 @@ def _with_carried_sinks(k: Array, v: Array, segments: Segments, left: LeftContex
     return k, v, jnp.concatenate([there, run], axis=1), jnp.concatenate([slot, position], axis=1)
 
 
-def _add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale) -> Float[Array, "B T Hq V"]:
-    """Adds the sinks beyond the window to the softmax over the window.
+def _add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale) -> tuple[Array, Array]:
+    """Adds the sinks beyond the window to the softmax over the window, and to the log of its sum.
 
     A block no longer than the window holds no query whose run began inside the block and has outgrown the window. So
     all queries of a block that read such sinks read those of one run, the one alive where the block begins.
@@ -174,11 +200,13 @@ def _add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale)
     logits = jnp.where(seen, dot("bnckgd,bnskd->bnkgcs", queries, gather(k)) * scale, MASKED)
     # The window is one more key of this softmax: its logit is the log-sum, its value the output so far.
     whole = block(logsumexp).reshape(batch, blocks, size, kv_heads, -1).transpose(0, 1, 3, 4, 2)[..., None]
-    weights = jax.nn.softmax(jnp.concatenate([whole, logits], axis=-1), axis=-1)
+    logits = jnp.concatenate([whole, logits], axis=-1)
+    weights = jax.nn.softmax(logits, axis=-1)
     read = dot("bnkgcs,bnskv->bnckgv", weights[..., 1:].astype(v.dtype), gather(v))
     kept = weights[..., 0].transpose(0, 1, 4, 2, 3)[..., None]
     mixed = read + kept * block(o).reshape(read.shape).astype(kept.dtype)
-    return mixed.reshape(batch, blocks * size, heads, -1)[:, :time].astype(o.dtype)
+    summed = jax.nn.logsumexp(logits, axis=-1).transpose(0, 1, 4, 2, 3).reshape(batch, -1, heads)[:, :time]
+    return mixed.reshape(batch, blocks * size, heads, -1)[:, :time].astype(o.dtype), summed
 
 
 def _sink_index(segments: Segments, starts: Array, sinks: int, left: LeftContext | None) -> Int[Array, "B N sinks"]:
