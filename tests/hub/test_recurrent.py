@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from effarch.cli import run as effarch
 from effarch.config import UserError
 from effarch.hub import load_lm, read_lm_config
 from effarch.hub.export import config_json, export_lm, same_function
+from effarch.hub.families import effarch as own
 from effarch.hub.families import rwkv
 from effarch.hub.folder import find_tensors
 from effarch.hub.parameters import written
 from effarch.hub.write import names_of, write_checkpoint
 from effarch.mixers.gla import GLA
+from effarch.mixers.rwkv7 import RWKV7
+from effarch.mixers.rwkv_channel import RWKV7Channel
 from effarch.mixers.softmax_attention import SoftmaxAttention
 from tests.golden import whole
 from tests.hub import released
@@ -161,15 +165,10 @@ def test_rwkv_as_its_authors_publish_it(name, tmp_path):
     for source in (folder, folder / "model.safetensors"):
         lm = load_lm(source)
         assert same_function(lm.config, case.config)
-    names = {rule_ours: x for rule_ours, x in whole.by_rules(rwkv.rules(lm.config, names_of(lm)), tensors).items()}
-    for name_ours, x in names_and_values(lm):
-        np.testing.assert_array_equal(x.ravel(), np.asarray(names[name_ours], x.dtype).ravel())
-
-
-def names_and_values(lm):
-    from effarch.hub.families import effarch as own
-
-    return written(lm, own.rules(lm.config, names_of(lm)))
+    names = names_of(lm)
+    expected = whole.by_rules(rwkv.rules(lm.config, names), tensors)
+    for ours, x in written(lm, own.rules(lm.config, names)):
+        np.testing.assert_array_equal(x, np.asarray(expected[ours], x.dtype))
 
 
 def test_rwkv4_has_no_heads(tmp_path):
@@ -201,16 +200,14 @@ def test_other_tensors_without_a_config_are_refused(tmp_path):
         load_lm(folder)
 
 
-def test_rwkv7_goes_from_the_authors_naming_to_flas(tmp_path):
-    stored = released.stored("rwkv7")
-    lm = load_lm(folder_of(stored, tmp_path / "in"))
-    authors = lm.config.replace(norm_eps=1e-5)  # theirs is fixed
-    assert same_function(
-        rwkv.config_of(
-            {n: s for r in rwkv.rules(lm.config, names_of(lm)) for n, s in zip(r.theirs, r.shapes, strict=True)}, ""
-        ),
-        authors,
-    )
+def test_rwkv7_goes_from_the_authors_file_to_fla(tmp_path, capsys):
+    mixer = RWKV7(num_heads=2, head_dim=64, rank_w=3, rank_a=4, rank_v=5, rank_g=6)
+    lm = drawn(rwkv.lm_config(11, 128, 2, mixer, RWKV7Channel(hidden=40)))
+    folder = write_checkpoint(tmp_path / "in", {}, written(lm, rwkv.rules(lm.config, names_of(lm))))
+    (folder / "config.json").unlink()
+    assert effarch(["convert", str(folder / "model.safetensors"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}: rwkv7, ")
+    assert same(load_lm(tmp_path / "out"), lm)
 
 
 mamba = pytest.mark.parametrize(("model_type", "name"), [("mamba", "mamba1"), ("mamba2", "mamba2")])

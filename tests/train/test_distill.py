@@ -10,6 +10,7 @@ from flax import nnx
 
 import train.results
 from effarch import cli
+from effarch.cli import run as effarch
 from effarch.config import load, main
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import prepare
@@ -71,6 +72,12 @@ def test_a_distillation_from_end_to_end(root, files, capsys, monkeypatch):
         "export",
     }
     assert names <= {path.name for path in folder.iterdir()}
+    assert effarch(["convert", str(folder), str(root / "converted")]) == 0
+    exported, converted = (
+        {path.name: path.read_bytes() for path in where.iterdir()} for where in (folder / "export", root / "converted")
+    )
+    assert set(converted) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert all(exported[name] == x for name, x in converted.items())
     assert (root / "runs" / "teacher" / "config.yaml").exists()
     assert load(DistillConfig, folder / "config.yaml") == load(DistillConfig, None, tiny.distill(root, files))
 
