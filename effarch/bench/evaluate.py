@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from effarch.bench.decode import decode_speeds
 from effarch.bench.fits import break_even
@@ -14,6 +13,7 @@ from effarch.data.prepare import DataConfig, prepare
 from effarch.data.token_file import load_tokenizer
 from effarch.eval.config import EvalConfig
 from effarch.eval.report import costs_table, results_table, strict
+from effarch.eval.settings import data_of, settings_of, teacher_of
 from effarch.eval.suite import Suite
 from effarch.hub.convert import load_any
 from effarch.hub.locate import locate
@@ -62,12 +62,15 @@ def evaluate(config: EvaluateConfig) -> int:
     """``effarch evaluate RUN``: scores the model of a run or a checkpoint; prints the tables and writes the JSON."""
     folder = locate(config.run)
     lm, tokenizer = load_any(folder), load_tokenizer(folder)
-    there = _config_of(folder)
-    theirs = _teacher_of(config, folder, there)
+    file = folder / "config.yaml"
+    there = settings_of(file) if file.exists() else {}  # a checkpoint has none
+    theirs = locate(config.teacher) if config.teacher else teacher_of(folder, there) if "teacher" in there else None
     teacher = load_any(theirs) if theirs else None
     if theirs and (difference := tokenizer.difference(load_tokenizer(theirs))):
         raise UserError(f"teacher: expected the tokens of {folder}, got those of {theirs}: {difference}")
-    data = config.data or _data_of(folder, there)
+    if not (config.data or there):
+        raise UserError(f"data: expected the text to evaluate on (data.source=...), for {folder} is no run's folder")
+    data = config.data or data_of(file, there)
     seq_len, batch_size, cache_dir = (getattr(config, key) or there.get(key, x) for key, x in _OTHERWISE.items())
     prepared = prepare(data, seq_len, cache_dir, tokenizer=tokenizer)
     suite = Suite(prepared, config.eval, batch_size, teacher)
@@ -94,34 +97,3 @@ def evaluate(config: EvaluateConfig) -> int:
         print(f"note: {note}")
     print(f"scores: {path}")
     return 0
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    """The ``config.yaml`` of a run, as it stands there; empty where there is none."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: expected YAML, cannot read it") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _data_of(folder: Path, there: dict[str, Any]) -> DataConfig:
-    """What a run was trained on."""
-    if "data" not in there:
-        raise UserError(f"{folder}: expected a config.yaml that names its data, found none; say data=...")
-    try:
-        return DataConfig.model_validate(there["data"])
-    except pydantic.ValidationError as error:
-        raise UserError(f"{folder / 'config.yaml'}: data: {error.errors(include_url=False)[0]['msg']}") from None
-
-
-def _teacher_of(config: EvaluateConfig, folder: Path, there: dict[str, Any]) -> Path | None:
-    """The folder of the teacher: as asked, or of a distillation; None for a run that has none."""
-    if config.teacher:
-        return Path(config.teacher)
-    if not isinstance(there.get("teacher"), dict):
-        return None
-    return Path(there["teacher"].get("path") or folder.parent / "teacher")

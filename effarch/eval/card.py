@@ -54,7 +54,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     run = report.get("run") or {}
     parts = [_front_matter(name, card, run, model), f"# {name}", report.get("summary") or ""]
     parts += _section("How to load it", card.get("load") or _LOAD)
-    stages = [m for m in models if m.get("tokens") is not None]
+    stages = [m for m in models if m.get("tokens")]
     if stages:
         rows = [f"{i}. {m['name']}: {_trained(m)}" for i, m in enumerate(stages, start=1)]
         parts += _section("Stages", "\n".join(rows))

@@ -25,7 +25,12 @@ def figures(report: Mapping[str, Any]) -> dict[str, Callable[[], str]]:
     perplexity = _lines(models, "perplexity_by_position")
     if perplexity:
         made["Perplexity over position"] = lambda: plots.lines(
-            perplexity, x="position in the text (tokens, up to)", y="perplexity", log="xy", ticks=_ticks(perplexity)
+            perplexity,
+            x="position in the text (tokens, up to)",
+            y="perplexity",
+            log="xy",
+            ticks=dict(list(_ticks(perplexity).items())[::-2]),  # all would run into each other
+            format_y=lambda value: f"{value:g}",
         )
     recall = _lines(models, "recall_by_distance", scale=100)
     if recall:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from effarch.config import Config, UserError
-from effarch.config.yaml import read
-from effarch.data.prepare import DataConfig, Prepared, prepare
+from effarch.data.prepare import Prepared, prepare
 from effarch.data.token_file import load_tokenizer
 from effarch.distill.frozen import in_dtype
 from effarch.distill.select import Batch, Method, Selection, measurements, select_layers
+from effarch.eval.settings import data_of, settings_of, teacher_of
 from effarch.eval.table import Column, Table
 from effarch.hub.convert import load_any
 from effarch.models.lm import LM
@@ -41,7 +40,7 @@ class SelectConfig(Config):
 def select(config: SelectConfig) -> int:
     """The command: measures, prints the table and the override to use, writes ``select_layers.json`` into the run."""
     folder, settings = _run_of(Path(config.run))
-    student, teacher = load_lm(folder), load_any(config.teacher or _teacher_of(folder, settings))
+    student, teacher = load_lm(folder), load_any(config.teacher or teacher_of(folder, settings))
     if teacher.config.dtype != student.config.dtype:  # a checkpoint's own
         teacher = in_dtype(teacher, student.config.dtype)
     batches = _rows(_prepared(folder, settings), config)
@@ -103,13 +102,7 @@ def layer_rows(chosen: Selection, student: LM) -> list[dict[str, Any]]:
 
 def _run_of(path: Path) -> tuple[Path, dict[str, Any]]:
     """The run's folder and the keys of its config; a config file stands for the run that it describes."""
-    file = path / "config.yaml" if path.is_dir() else path
-    try:
-        settings = read(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: expected the folder of a run or its config, cannot read {file}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
+    settings = settings_of(path / "config.yaml" if path.is_dir() else path)
     if not path.is_dir():
         path = Path(settings.get("output_dir", "runs")) / settings.get("run_name", "run")
     if "stages" not in settings and "student" not in settings:
@@ -117,14 +110,8 @@ def _run_of(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, settings
 
 
-def _teacher_of(folder: Path, settings: dict[str, Any]) -> Path:
-    """Where the config says; beside the run where it says nothing."""
-    named = (settings.get("teacher") or {}).get("path")
-    return Path(named) if named else folder.parent / "teacher"
-
-
 def _prepared(folder: Path, settings: dict[str, Any]) -> Prepared:
-    data = DataConfig.model_validate(settings.get("data") or {})
+    data = data_of(folder / "config.yaml", settings)
     length, cache_dir = settings.get("seq_len", 512), settings.get("cache_dir", "runs/data")
     return prepare(data, length, cache_dir, tokenizer=load_tokenizer(folder))
 

@@ -53,7 +53,7 @@ def test_a_card_says_what_the_report_says():
     }
     lines = card.splitlines()
     assert f"# {REPORT['title']}" in lines and "It is close." in lines and "Like this: `load()`." in lines
-    assert "3. student, after logits: 1,024 tokens, 1 min 05 s" in lines and "1. teacher: 4,096 tokens, 3.0 s" in lines
+    assert "2. student, after logits: 1,024 tokens, 1 min 05 s" in lines and "1. teacher: 4,096 tokens, 3.0 s" in lines
     assert "- eval.lengths: less text than asked" in lines and "- versions: jax 1.2" in lines
     (row,) = [line for line in lines if line.startswith("| student, after logits") and "2.125" in line]
     assert "0.2500" in row and "75.0" in row
