@@ -20,7 +20,7 @@ def settings_of(file: Path) -> dict[str, Any]:
     try:
         found = read(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file.parent}: expected the folder of a run, cannot read {file}") from error
+        raise UserError(f"{file}: expected the folder of a run or its config, cannot read it") from error
     if not isinstance(found, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
     return found
