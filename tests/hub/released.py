@@ -80,6 +80,12 @@ def stored(name: str) -> Stored:
 
 def theirs(config: dict):
     """Their model, made from our ``config.json``; on the CPU, in Triton's interpreter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no GPU; what they think of one another's code
+        return _theirs(config)
+
+
+def _theirs(config: dict):
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
     from triton.runtime.autotuner import Autotuner
@@ -97,9 +103,7 @@ def theirs(config: dict):
     attention.flash_attn_func = attend
     cls = getattr(importlib.import_module("fla.models"), config["architectures"][0])
     how = {"fuse_cross_entropy": False, "fuse_swiglu": False}  # what must run on a GPU
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they think of one another's code
-        return cls(cls.config_class(**config, **how)).eval()
+    return cls(cls.config_class(**config, **how)).eval()
 
 
 def shapes(model) -> dict[str, tuple[int, ...]]:
