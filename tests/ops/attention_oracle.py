@@ -23,7 +23,7 @@ def documents(row) -> list[list[int]]:
     return runs
 
 
-def loop(q, k, v, ids, *, causal=True, window=None, sinks=0, q_sink=None, scale=None):
+def loop(q, k, v, ids, *, causal=True, window=None, sinks=0, q_sink=None, scale=None, cap=None):
     """Attention of every query to the keys of its own document, one query and one head at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     q_sink = q if q_sink is None else np.asarray(q_sink, np.float64)
@@ -39,6 +39,7 @@ def loop(q, k, v, ids, *, causal=True, window=None, sinks=0, q_sink=None, scale=
                 for h in range(q.shape[2]):
                     logits = [scale * q[b, i, h] @ k[b, j, h // group] for j in near]
                     logits += [scale * q_sink[b, i, h] @ k[b, j, h // group] for j in far]
+                    logits = np.array(logits) if cap is None else cap * np.tanh(np.array(logits) / cap)
                     weights = np.exp(logits - np.max(logits))
                     o[b, i, h] = weights @ v[b, near + far, h // group] / weights.sum()
     return o

@@ -34,6 +34,7 @@ def softmax_attention(
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     visibility: Visibility | None = None,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T Hq V"]:
     """Softmax attention over whole rows; arguments as `attention`.
 
@@ -45,7 +46,7 @@ def softmax_attention(
     """
     if form not in FORMS:
         raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
-    return FORMS[form](q, k, v, causal=causal, segment_ids=segment_ids, visibility=visibility, scale=scale)
+    return FORMS[form](q, k, v, causal=causal, segment_ids=segment_ids, visibility=visibility, scale=scale, cap=cap)
 
 
 __all__ = [

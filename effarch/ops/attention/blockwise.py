@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from effarch.ops.attention.reference import EMPTY, MASKED, Visibility, dot, resolve, shield, zero_padding
+from effarch.ops.attention.reference import EMPTY, MASKED, Visibility, capped, dot, resolve, shield, zero_padding
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Bool, Float, Int
@@ -29,6 +29,7 @@ def blockwise_attention(
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     visibility: Visibility | None = None,
     scale: float | None = None,
+    cap: float | None = None,
     block_size: int = BLOCK,
 ) -> Float[Array, "B T Hq V"]:
     """Softmax attention in O(T + S) memory; arguments and result as `reference.attention`.
@@ -41,7 +42,7 @@ def blockwise_attention(
     """
     visibility = resolve(q, k, v, causal=causal, segment_ids=segment_ids, visibility=visibility)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return attention_and_logsumexp(q, k, v, visibility, scale=scale, block_size=block_size)[0]
+    return attention_and_logsumexp(q, k, v, visibility, scale=scale, cap=cap, block_size=block_size)[0]
 
 
 def attention_and_logsumexp(
@@ -51,34 +52,35 @@ def attention_and_logsumexp(
     visibility: Visibility,
     *,
     scale: float,
+    cap: float | None = None,
     block_size: int = BLOCK,
     bias: tuple[Float[Array, "B T Hq P"], Float[Array, "B S Hq P"]] | None = None,
 ) -> tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]:
     """The attention over some of a softmax's keys and the log of its sum, for whoever adds the other keys.
 
     Rows that see nothing have output 0 and log-sum `reference.EMPTY`. ``bias``: of queries and of keys; their
-    difference is added to the scaled logits, term by term, so that large terms cancel before small ones are added.
+    difference is added to the scaled and capped logits, term by term: large terms cancel before small ones are added.
     """
     if block_size < 1:
         raise ValueError(f"block_size: expected >= 1, got {block_size}")
     q = zero_padding(q, visibility.run_q)
     k, v = shield(k, v, visibility.run_k)
-    o, logsumexp = _flash(float(scale), block_size, q, k, v, bias, visibility)
+    o, logsumexp = _flash(float(scale), cap, block_size, q, k, v, bias, visibility)
     real = (visibility.run_q > 0)[:, :, None]  # here, so that no NaN gradient of padding comes in
     return jnp.where(real[..., None], o, 0), jnp.where(real, logsumexp, EMPTY)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _flash(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, visibility: Visibility):
-    return _forward(scale, block_size, q, k, v, bias, visibility)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _flash(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
+    return _forward(scale, cap, block_size, q, k, v, bias, visibility)
 
 
-def _flash_fwd(scale, block_size, q, k, v, bias, visibility):
-    o, logsumexp = _forward(scale, block_size, q, k, v, bias, visibility)
+def _flash_fwd(scale, cap, block_size, q, k, v, bias, visibility):
+    o, logsumexp = _forward(scale, cap, block_size, q, k, v, bias, visibility)
     return (o, logsumexp), (q, k, v, bias, visibility, o, logsumexp)
 
 
-def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, visibility: Visibility):
+def _forward(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
     edges_q, edges_k = _edges(visibility, size_q, size_k)
@@ -97,7 +99,8 @@ def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, 
             at, active = _turn(i, first_n[:, 0], count_n[:, 0])
             k_m, v_m, run_m, at_m = (_pick(x, at) for x in (kb, vb, run_k, at_k))
             seen = _seen(visibility, run_n, at_n, run_m, at_m, active)
-            logits = jnp.where(seen, _logits(q_n, k_m, scale, bias_n, [_pick(x, at) for x in bias_k]), MASKED)
+            logits = _biased(capped(_logits(q_n, k_m, scale), cap), bias_n, [_pick(x, at) for x in bias_k])
+            logits = jnp.where(seen, logits, MASKED)
             higher = jnp.maximum(peak, logits.max(axis=-1))
             weights = jnp.exp(logits - higher[..., None])
             fade = jnp.exp(peak - higher)
@@ -116,7 +119,7 @@ def _forward(scale: float, block_size: int, q: Array, k: Array, v: Array, bias, 
     return _unblock(jnp.moveaxis(o, 0, 1), time), _unblock(jnp.moveaxis(logsumexp, 0, 1)[..., None], time)[..., 0]
 
 
-def _flash_bwd(scale, block_size, residuals, gradients):
+def _flash_bwd(scale, cap, block_size, residuals, gradients):
     q, k, v, bias, visibility, o, logsumexp = residuals
     do, dlogsumexp = gradients
     time, kv_heads = q.shape[1], k.shape[2]
@@ -140,12 +143,16 @@ def _flash_bwd(scale, block_size, residuals, gradients):
             at, active = _turn(i, first_m[:, 0], count_m[:, 0])
             q_n, do_n, l_n, s_n, run_n, at_n = (_pick(x, at) for x in (qb, dob, lb, sb, run_q, at_q))
             seen = _seen(visibility, run_n, at_n, run_m, at_m, active)
-            logits = jnp.where(seen, _logits(q_n, k_m, scale, [_pick(x, at) for x in bias_q], bias_m), MASKED)
+            scores = capped(_logits(q_n, k_m, scale), cap)
+            logits = jnp.where(seen, _biased(scores, [_pick(x, at) for x in bias_q], bias_m), MASKED)
             weights = jnp.exp(logits - l_n[..., None])
             dv = dv + dot("bkgcs,bkgcv->bksv", weights.astype(v.dtype), do_n)
             dlogits = weights * (dot("bkgcv,bksv->bkgcs", do_n, v_m) + s_n[..., None])
             dlogits = jnp.where(seen, dlogits, 0)  # 0 * inf of a hidden value stays out
             dbias = [x - dlogits.sum(axis=3) for x in dbias]
+            if cap is not None:
+                slope = 1 - jnp.square(scores / cap)
+                dlogits = jnp.where(seen, dlogits * slope, 0)  # nor does a hidden key that is not finite come in
             dlogits = (dlogits * scale).astype(q.dtype)
             dk = dk + dot("bkgcs,bkgcd->bksd", dlogits, q_n)
             return _add(dq, at, dot("bkgcs,bksd->bkgcd", dlogits, k_m)), dk, dv, dbias
@@ -178,8 +185,11 @@ def _bias(bias, size_q: int, size_k: int, kv_heads: int) -> tuple[list[Array], l
     return [q[..., p] for p in range(q.shape[5])], [k[..., p] for p in range(k.shape[5])]
 
 
-def _logits(q: Array, k: Array, scale: float, bias_q: list[Array], bias_k: list[Array]) -> Float[Array, "B Hk G C S"]:
-    logits = dot("bkgcd,bksd->bkgcs", q, k) * scale
+def _logits(q: Array, k: Array, scale: float) -> Float[Array, "B Hk G C S"]:
+    return dot("bkgcd,bksd->bkgcs", q, k) * scale
+
+
+def _biased(logits: Array, bias_q: list[Array], bias_k: list[Array]) -> Float[Array, "B Hk G C S"]:
     return sum([of_q[..., :, None] - of_k[..., None, :] for of_q, of_k in zip(bias_q, bias_k, strict=True)], logits)
 
 

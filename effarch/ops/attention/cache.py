@@ -132,6 +132,7 @@ def attend(
     *,
     form: str = "chunkwise",
     scale: float | None = None,
+    cap: float | None = None,
     q_sink: Float[Array, "B T Hq D"] | None = None,
 ) -> tuple[Float[Array, "B T Hq V"], Cache]:
     """Causal attention of a chunk to the carried keys and to itself, and the next cache.
@@ -147,6 +148,7 @@ def attend(
       segments: as in `append`.
       form: "chunkwise" (O(T) memory), "recurrent" or "parallel" (scores in memory: for few tokens).
       scale: multiplies the logits, default ``D ** -0.5``.
+      cap: bounds the scaled logits to ``cap * tanh(logits / cap)``, > 0; None does not.
       q_sink: with a `RingCache`, queries that read the sinks beyond the window, default ``q``.
 
     Returns:
@@ -167,41 +169,48 @@ def attend(
         run = segments.real.astype(jnp.int32)
         q = zero_padding(q, run)
         if isinstance(after, KVCache):
-            return zero_padding(read(q, after, run, segments.position, scale), run), after
+            return zero_padding(read(q, after, run, segments.position, scale, cap=cap), run), after
         q_sink = q if q_sink is None else zero_padding(q_sink, run)
-        return zero_padding(_read_ring(q, q_sink, after, run, segments.position, scale), run), after
+        return zero_padding(_read_ring(q, q_sink, after, run, segments.position, scale, cap), run), after
     if isinstance(cache, RingCache):
         window, sinks = cache.k.shape[1], cache.sink_k.shape[1]
         form = "chunkwise" if form == "chunkwise" else "parallel"
         ring = partial(window_attention, window=window, sinks=sinks, left=cache.left, form=form)
-        return ring(q, k, v, q_sink=q_sink, segment_ids=segments, scale=scale), after
+        return ring(q, k, v, q_sink=q_sink, segment_ids=segments, scale=scale, cap=cap), after
     slot, filled = slots(cache)
     keys, values = (jnp.concatenate([a.astype(b.dtype), b], axis=1) for a, b in ((cache.k, k), (cache.v, v)))
     run_k = jnp.concatenate([filled, segments.run], axis=1)
     position_k = jnp.concatenate([slot, segments.position], axis=1)
     visibility = Visibility(segments.run, segments.position, run_k, position_k)
     compute = blockwise_attention if form == "chunkwise" else attention
-    return compute(q, keys, values, visibility=visibility, scale=scale), after
+    return compute(q, keys, values, visibility=visibility, scale=scale, cap=cap), after
 
 
 def read(
-    q: Array, cache: KVCache, run: Array, position: Array, scale: float, bias: Array | None = None
+    q: Array,
+    cache: KVCache,
+    run: Array,
+    position: Array,
+    scale: float,
+    bias: Array | None = None,
+    *,
+    cap: float | None = None,
 ) -> Float[Array, "B 1 Hq V"]:
-    """One query per row over a cache that already holds its key; ``bias`` as `reference.mix` takes it."""
+    """One query per row over a cache that already holds its key; ``bias`` and ``cap`` as `reference.mix` takes them."""
     slot, filled = slots(cache)
     seen = Visibility(run, position, filled, slot).pairs()
 
     def shielded() -> Array:
-        return mix([(q, *shield(cache.k, cache.v, filled), seen)], scale=scale, bias=bias)
+        return mix([(q, *shield(cache.k, cache.v, filled), seen)], scale=scale, cap=cap, bias=bias)
 
     # A slot that is not read may hold a NaN of an earlier document. Making sure for every token would cost as much as
     # attention itself, so look at the result.
-    o = mix([(q, cache.k, cache.v, seen)], scale=scale, bias=bias)
+    o = mix([(q, cache.k, cache.v, seen)], scale=scale, cap=cap, bias=bias)
     return jax.lax.cond(jnp.isfinite(o).all(), lambda: o, shielded)
 
 
 def _read_ring(
-    q: Array, q_sink: Array, cache: RingCache, run: Array, position: Array, scale: float
+    q: Array, q_sink: Array, cache: RingCache, run: Array, position: Array, scale: float, cap: float | None
 ) -> Float[Array, "B 1 Hq V"]:
     """One query per row over a ring that already holds its key, and over the sinks beyond the window."""
     window, sinks = cache.k.shape[1], cache.sink_k.shape[1]
@@ -213,7 +222,7 @@ def _read_ring(
         there = (slot < cache.length[:, None]).astype(jnp.int32)
         beyond = Visibility(run, position - window, there, slot).pairs()
         groups.append((q_sink, *shield(cache.sink_k, cache.sink_v, there), beyond))
-    return mix(groups, scale=scale)
+    return mix(groups, scale=scale, cap=cap)
 
 
 def slots(cache: KVCache) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:

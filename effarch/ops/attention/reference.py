@@ -121,6 +121,11 @@ def dot(equation: str, x: Array, y: Array) -> Array:
     return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=sums)
 
 
+def capped(logits: Array, cap: float | None) -> Array:
+    """``cap * tanh(logits / cap)`` (Gemma 2, 2408.00118); ``logits`` themselves for None."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
 def zero_padding(x: Float[Array, "B T H D"], run: Int[Array, "B T"]) -> Float[Array, "B T H D"]:
     """``x`` with padding's rows 0, whatever was there."""
     return jnp.where((run > 0)[:, :, None, None], x, 0)
@@ -141,18 +146,20 @@ def mix(
     groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B ... T S"]]],
     *,
     scale: float,
+    cap: float | None = None,
     bias: Float[Array, "B Hk G T S"] | None = None,
 ) -> Float[Array, "B T Hq V"]:
     """One softmax over several groups of keys, each read by its own form of the query: `mix_and_logsumexp` without the
     log of its sum.
     """
-    return mix_and_logsumexp(groups, scale=scale, bias=bias)[0]
+    return mix_and_logsumexp(groups, scale=scale, cap=cap, bias=bias)[0]
 
 
 def mix_and_logsumexp(
     groups: Sequence[tuple[Array, Array, Array, Bool[Array, "B ... T S"]]],
     *,
     scale: float,
+    cap: float | None = None,
     bias: Float[Array, "B Hk G T S"] | None = None,
 ) -> tuple[Float[Array, "B T Hq V"], Float[Array, "B T Hq"]]:
     """One softmax over several groups of keys, each read by its own form of the query, and the log of its sum.
@@ -163,13 +170,14 @@ def mix_and_logsumexp(
       groups: ``(q [B,T,Hq,D], k [B,S,Hk,D], v [B,S,Hk,V], visible [B,T,S])`` for each group; hidden values must be
         finite, see `shield`. Where heads see different keys, ``visible`` is ``[B, Hk or 1, Hq / Hk or 1, T, S]``.
       scale: multiplies the logits.
-      bias: is added to the scaled logits, where there is one group.
+      cap: bounds the scaled logits, see `capped`.
+      bias: is added to them after that, where there is one group.
     """
     dtype = groups[0][0].dtype
     logits = []
     for q, k, _, visible in groups:
         q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-        scores = dot("btkgd,bskd->bkgts", q, k) * scale + (0 if bias is None else bias)
+        scores = capped(dot("btkgd,bskd->bkgts", q, k) * scale, cap) + (0 if bias is None else bias)
         logits.append(jnp.where(visible[:, None, None] if visible.ndim == 3 else visible, scores, MASKED))
     peak = jnp.maximum(jnp.concatenate([x.max(axis=-1, keepdims=True) for x in logits], axis=-1).max(axis=-1), EMPTY)
     weights = [jnp.exp(x - jax.lax.stop_gradient(peak)[..., None]) for x in logits]
@@ -204,6 +212,7 @@ def attention(
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     visibility: Visibility | None = None,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T Hq V"]:
     """Softmax attention, O(T S) memory; softmax and sums in at least float32.
 
@@ -215,11 +224,13 @@ def attention(
       segment_ids: documents of the row, 0 is padding (its output is 0); None is one document.
       visibility: instead of ``segment_ids``: who sees whom, for keys that are not the queries' own row.
       scale: multiplies the logits, default ``D ** -0.5``.
+      cap: bounds the scaled logits to ``cap * tanh(logits / cap)``, > 0; None does not.
 
     Raises:
       ValueError: shapes or head counts disagree.
     """
     visibility = resolve(q, k, v, causal=causal, segment_ids=segment_ids, visibility=visibility)
     q, (k, v) = zero_padding(q, visibility.run_q), shield(k, v, visibility.run_k)
-    o = mix([(q, k, v, visibility.pairs())], scale=q.shape[3] ** -0.5 if scale is None else scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    o = mix([(q, k, v, visibility.pairs())], scale=scale, cap=cap)
     return zero_padding(o, visibility.run_q)  # also keeps a NaN gradient of padding out

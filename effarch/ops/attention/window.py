@@ -18,6 +18,7 @@ from effarch.ops.attention.reference import (
     EMPTY,
     MASKED,
     Visibility,
+    capped,
     check_heads,
     dot,
     mix_and_logsumexp,
@@ -68,6 +69,7 @@ def window_attention(
     sinks: int = 0,
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     scale: float | None = None,
+    cap: float | None = None,
     q_sink: Float[Array, "B T Hq D"] | None = None,
     left: LeftContext | None = None,
     form: str = "chunkwise",
@@ -84,6 +86,7 @@ def window_attention(
       segment_ids: documents of the row, 0 is padding (its output is 0); None is one document. Beside ``left``, run 1
         is the one that ``left`` belongs to, and `Segments` count its positions from ``left.length``.
       scale: multiplies the logits, default ``D ** -0.5``.
+      cap: bounds the scaled logits to ``cap * tanh(logits / cap)``, > 0; None does not.
       q_sink: queries that read the sinks beyond the window, default ``q``.
       left: the carried part of run 1; None is nothing.
       form: "chunkwise", or "parallel" with its T x S scores in memory.
@@ -92,9 +95,8 @@ def window_attention(
     Raises:
       ValueError: shapes, ``window``, ``sinks`` or ``form`` are out of range.
     """
-    options = {"segment_ids": segment_ids, "scale": scale, "q_sink": q_sink, "left": left, "form": form}
-    o, _ = window_and_logsumexp(q, k, v, window=window, sinks=sinks, block_size=block_size, **options)
-    return o
+    options = {"segment_ids": segment_ids, "q_sink": q_sink, "left": left, "form": form, "block_size": block_size}
+    return window_and_logsumexp(q, k, v, window=window, sinks=sinks, scale=scale, cap=cap, **options)[0]
 
 
 def window_and_logsumexp(
@@ -106,6 +108,7 @@ def window_and_logsumexp(
     sinks: int = 0,
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     scale: float | None = None,
+    cap: float | None = None,
     q_sink: Float[Array, "B T Hq D"] | None = None,
     left: LeftContext | None = None,
     form: str = "chunkwise",
@@ -131,14 +134,14 @@ def window_and_logsumexp(
         groups = [(q, *shield(keys, values, run_k), near.pairs())]
         if sinks:
             groups.append((q_sink, *_all_sinks(k, v, segments, left, window, sinks)))
-        o, logsumexp = mix_and_logsumexp(groups, scale=scale)
+        o, logsumexp = mix_and_logsumexp(groups, scale=scale, cap=cap)
         return _masked(o, logsumexp, run)
 
     block_size = max(LEAST_BLOCK, min(window, BLOCK)) if block_size is None else block_size
-    o, logsumexp = attention_and_logsumexp(q, keys, values, near, scale=scale, block_size=block_size)
+    o, logsumexp = attention_and_logsumexp(q, keys, values, near, scale=scale, cap=cap, block_size=block_size)
     if sinks == 0 or (left is None and time <= window):
         return o, logsumexp  # no position lies beyond the window
-    return _masked(*_add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale), run)
+    return _masked(*_add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale, cap), run)
 
 
 def _masked(o: Array, logsumexp: Array, run: Array) -> tuple[Array, Array]:
@@ -165,7 +168,7 @@ def _with_carried_sinks(k: Array, v: Array, segments: Segments, left: LeftContex
     return k, v, jnp.concatenate([there, run], axis=1), jnp.concatenate([slot, position], axis=1)
 
 
-def _add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale) -> tuple[Array, Array]:
+def _add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale, cap) -> tuple[Array, Array]:
     """Adds the sinks beyond the window to the softmax over the window, and to the log of its sum.
 
     A block no longer than the window holds no query whose run began inside the block and has outgrown the window. So
@@ -197,7 +200,8 @@ def _add_sinks(o, logsumexp, q_sink, k, v, segments, left, window, sinks, scale)
     beyond = jax.tree.map(lambda x: x.reshape(flat), blocked)
     seen = beyond.pairs().reshape(batch, blocks, 1, 1, size, sinks)
     queries = block(q_sink).reshape(batch, blocks, size, kv_heads, heads // kv_heads, -1)
-    logits = jnp.where(seen, dot("bnckgd,bnskd->bnkgcs", queries, gather(k)) * scale, MASKED)
+    logits = capped(dot("bnckgd,bnskd->bnkgcs", queries, gather(k)) * scale, cap)
+    logits = jnp.where(seen, logits, MASKED)
     # The window is one more key of this softmax: its logit is the log-sum, its value the output so far.
     whole = block(logsumexp).reshape(batch, blocks, size, kv_heads, -1).transpose(0, 1, 3, 4, 2)[..., None]
     logits = jnp.concatenate([whole, logits], axis=-1)
