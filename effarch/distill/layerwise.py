@@ -58,7 +58,7 @@ def align(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: HiddenLoss, 
             layer = hidden_loss(own[target], shown[target], mask, config)
             return (after, dict(theirs.shared), dict(mine.shared)), (layer.total, layer.weight, layer.metrics)
 
-        x = jax.lax.stop_gradient(teacher.embed(tokens))
+        x = jax.lax.stop_gradient(teacher.embed(tokens, ctx.positions))
         _, (totals, weights, metrics) = teacher.scan_layers(body, (x, {}, {}), student, remat=student.config.remat)
         count = totals.shape[0]
         return totals.sum() / count, weights[0], {name: x.sum() / count for name, x in metrics.items()}
@@ -96,7 +96,7 @@ def matrices(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: MatrixLos
             total = matrix_loss(heads[1], heads[0], mask, config).total if heads else nothing
             return (after, *shared), (total, nothing + float(bool(heads)))
 
-        x = jax.lax.stop_gradient(teacher.embed(tokens))
+        x = jax.lax.stop_gradient(teacher.embed(tokens, ctx.positions))
         _, (totals, counted) = teacher.scan_layers(body, (x, {}, {}), student, remat=student.config.remat)
         total = totals.sum() / jnp.maximum(counted.sum(), 1)
         return total, mask.sum().astype(total.dtype), {config.kind: jax.lax.stop_gradient(total) / config.weight}
@@ -159,7 +159,7 @@ def swap(
             x = jnp.where(passed[index], mine, theirs)
             return (x, index + 1, dict(teacher_ctx.shared), dict(student_ctx.shared)), ()
 
-        start = (student.embed(inputs), jnp.zeros((), jnp.int32), {}, {})
+        start = (student.embed(inputs, ctx.positions), jnp.zeros((), jnp.int32), {}, {})
         (x, *_), _ = teacher.scan_layers(body, start, student, remat=student.config.remat)
         theirs = jax.lax.stop_gradient(teacher.hidden(inputs, segment_ids=segment_ids).hidden)
         mine = student.normed(x)

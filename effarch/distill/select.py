@@ -61,12 +61,13 @@ def restored_hidden(
         index, x, theirs, mine = carry
         own, _, after, _ = layers[0](x, None, dataclasses.replace(ctx, shared=mine))
         hybrid = nnx.merge(*nnx.split(layers[0]))
-        hybrid.mixer, hybrid.mixer_norm = layers[1].mixer, layers[1].mixer_norm
+        for name in ("mixer", "mixer_norm", "mixer_post_norm"):
+            setattr(hybrid, name, getattr(layers[1], name))
         other, _, beside, _ = hybrid(x, None, dataclasses.replace(ctx, shared=theirs))
         x = jnp.where(restored[index], other.astype(own.dtype), own)
         return (index + 1, x, dict(beside.shared), dict(after.shared)), None
 
-    start = (jnp.zeros((), jnp.int32), student.embed(tokens), {}, {})
+    start = (jnp.zeros((), jnp.int32), student.embed(tokens, ctx.positions), {}, {})
     (_, x, _, _), _ = student.scan_layers(body, start, teacher)
     return student.normed(x)
 

@@ -62,6 +62,8 @@ def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
 def _transfer_block(teacher: Block, student: Block) -> Block:
     student.mixer_norm = teacher.mixer_norm
     student.channel_norm = teacher.channel_norm
+    student.mixer_post_norm = teacher.mixer_post_norm
+    student.channel_post_norm = teacher.channel_post_norm
     student.channel = teacher.channel
     if isinstance(teacher.mixer, Attention) and type(teacher.mixer) is not type(student.mixer):
         student.mixer = cast(StandIn, student.mixer).from_attention(teacher.mixer)
@@ -83,7 +85,7 @@ def transfer(teacher: LM, student: LM) -> LM:
     student = nnx.merge(graph, jax.tree.map(lambda x: x, state))  # variables of its own: the argument stays as it is
     pairs = zip(teacher.stack.layers(), student.stack.layers(), strict=True)
     student.stack = Stack.of(student.stack.layout, [_transfer_block(t, s) for t, s in pairs])
-    for name in ("embedding", "embed_norm", "norm", "unembed"):
+    for name in ("embedding", "position_embedding", "embed_norm", "norm", "unembed"):
         setattr(student, name, getattr(teacher, name))
     graph, state = nnx.split(student)
     return nnx.merge(graph, jax.tree.map(jnp.copy, state))  # arrays of its own

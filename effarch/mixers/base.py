@@ -212,13 +212,15 @@ def copy_projections(attention: Any, *, scale: float = 1.0, **mine: Linear) -> N
     """Copies kernels of softmax attention into projections, its heads repeated to theirs, and biases if both have them.
 
     Args:
-      attention: a softmax attention mixer. scale: multiplies what is copied into ``q`` (K^-1/2 where q is not scaled).
+      attention: a softmax attention mixer. scale: multiplies what is copied into ``q`` (K^-1/2 where q is not scaled),
+        beside the teacher's own ``query_factor``.
       mine: by the teacher's names: ``q``, ``k``, ``v`` and ``o``. ``q``, ``k`` and ``v`` are ``[D, H, K]``,
         ``[D, n, H, K]`` (n times the same) or ``[D, H K]``; ``o`` is ``[H, V, D]`` or ``[H V, D]``, never repeated.
 
     Raises:
       ValueError: a shape does not fit.
     """
+    scale = scale * attention.config.query_factor
     for name, linear in mine.items():
         theirs, shape = getattr(attention.qkv, name), linear.kernel.shape
         kernel, bias = theirs.kernel[...], None if theirs.bias is None else theirs.bias[...]

@@ -51,6 +51,16 @@ class Context:
     shared: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     form: str = "chunkwise"
 
+    @property
+    def reach(self) -> Int[Array, "B T"]:
+        """For each token, one more than the last position of its document in this call; B and T may be 1."""
+        if self.segments is None:
+            return self.positions[:, -1:] + 1
+        run = self.segments.run
+        rows = jnp.arange(run.shape[0], dtype=jnp.int32)[:, None]
+        most = jnp.zeros((run.shape[0], run.shape[1] + 2), jnp.int32).at[rows, run].max(self.segments.position + 1)
+        return jnp.take_along_axis(most, run, axis=1)
+
     @classmethod
     def of(
         cls,

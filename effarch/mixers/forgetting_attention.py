@@ -31,6 +31,7 @@ class ForgettingAttention(SoftmaxAttention):
     """Causal softmax attention that forgets."""
 
     paper: ClassVar[str] = "2503.02130 Forgetting Transformer: Softmax Attention with a Forget Gate"
+    caps_logits: ClassVar[bool] = False
 
     rope_theta: float | None = pydantic.Field(None, gt=0, description="base of the rotary wavelengths; null: none")
 
@@ -61,7 +62,7 @@ class ForgettingAttentionMixer(Attention):
 
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         q, k, v = self.project(x)
-        q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
+        q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         log_decay = jax.nn.log_sigmoid(self.forget(x).astype(accumulator(x)))
         o, state = forgetting_attention(q, k, v, log_decay, state, ctx.segments, form=ctx.form)
         return self.output(o, x), state, ctx

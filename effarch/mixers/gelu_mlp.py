@@ -6,7 +6,7 @@ What BERT, ViT, MLP-Mixer and FNet have; with ``layer_scale``, one learned facto
 ResMLP (2105.03404) and CaiT (2103.17239) have.
 """
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import jax.numpy as jnp
 import pydantic
@@ -30,6 +30,7 @@ class GeluMLP(MixerConfig):
 
     hidden: int = pydantic.Field(3072, gt=0, description="width of the hidden layer; 4 times the model's")
     approximate: bool = pydantic.Field(True, description="gelu in its tanh form; false: with erf")
+    activation: Literal["gelu", "relu"] = pydantic.Field("gelu", description="between the two layers")
     layer_scale: float | None = pydantic.Field(None, gt=0, description="initial factor of the output; null: none")
 
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "GeluMLPMixer":
@@ -47,7 +48,7 @@ class GeluMLPMixer(Mixer):
     """The module; see the file."""
 
     def __init__(self, config: GeluMLP, dim: int, *, rngs: nnx.Rngs) -> None:
-        self.mlp = MLP(dim, config.hidden, approximate=config.approximate, rngs=rngs)
+        self.mlp = MLP(dim, config.hidden, approximate=config.approximate, activation=config.activation, rngs=rngs)
         small = config.layer_scale
         self.scale = None if small is None else nnx.Param(jnp.full((dim,), small, jnp.float32), axes=("embed",))
 

@@ -34,6 +34,7 @@ class Longformer(SoftmaxAttention):
     """Causal softmax attention to a window, dilated by head, and to the first tokens."""
 
     recurrent: ClassVar[bool] = True  # its cache does not grow
+    caps_logits: ClassVar[bool] = False
     paper: ClassVar[str] = "2004.05150 Longformer: The Long-Document Transformer"
 
     window: int = pydantic.Field(512, gt=0, description="w: tokens that a head sees, its own included")
@@ -107,7 +108,7 @@ class LongformerMixer(Attention):
 
     def __call__(self, x: Array, state: RingCache | None, ctx: Context) -> tuple[Array, RingCache | None, Context]:
         q, k, v = self.project(x)
-        q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
+        q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         if state is not None and x.shape[1] == 1:
             o, state = self._token(q, k, v, state, resume(state, k, v, ctx.segments))
         else:

@@ -75,10 +75,8 @@ class LongformerEncoderMixer(Attention):
         self.far = Projections(dim, **heads, **width, bias=config.qkv_bias, rngs=rngs) if far else None
 
     def _projected(self, projections: Projections, x: Array, ctx: Context) -> tuple[Array, Array, Array]:
-        q, k, v = projections(x)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return self.rotate(q, ctx.positions), self.rotate(k, ctx.positions), v
+        q, k, v = self.project(x, projections)
+        return self.rotate(q, ctx), self.rotate(k, ctx), v
 
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         c = self.config

@@ -2,6 +2,8 @@
 
     o_t = softmax over s in (t - w, t] and the first sinks of the document
 
+Without sinks it is the local attention of Mistral (2310.06825) and of every other layer of Gemma 2.
+
 With the weights of a full-attention teacher this needs no training, and is the baseline that every conversion must
 beat. Positions count inside the cache: beyond the window, sinks stand at the distance they have there,
 min(t, w + sinks - 1) - s.
@@ -56,13 +58,21 @@ class SlidingWindowMixer(Attention):
         c = self.config
         q, k, v = self.project(x)
         inside = jnp.minimum(ctx.positions, c.window + c.sinks - 1)
-        q_sink = self.rotate(q, inside)
-        q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
+        q_sink = self.rotate(q, ctx, inside) if c.sinks else None
+        q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         if state is None:
             form = "chunkwise" if ctx.form == "recurrent" else ctx.form
             o = window_attention(
-                q, k, v, window=c.window, sinks=c.sinks, q_sink=q_sink, segment_ids=ctx.segments, form=form
+                q,
+                k,
+                v,
+                window=c.window,
+                sinks=c.sinks,
+                q_sink=q_sink,
+                segment_ids=ctx.segments,
+                form=form,
+                cap=c.logit_cap,
             )
         else:
-            o, state = attend(q, k, v, state, ctx.segments, form=ctx.form, q_sink=q_sink)
+            o, state = attend(q, k, v, state, ctx.segments, form=ctx.form, q_sink=q_sink, cap=c.logit_cap)
         return self.output(o, x), state, ctx

@@ -28,6 +28,8 @@ from effarch.typing import Array, Bool, Float, Int, PyTree
 class BlockAttention(SoftmaxAttention):
     """Config of attention to whole blocks of positions."""
 
+    caps_logits: ClassVar[bool] = False
+
     block_size: int = pydantic.Field(64, gt=0, description="C: tokens of a block")
 
     def block_pairs(self, time: int, others: int) -> int:
@@ -82,7 +84,7 @@ class SparseAttention(Attention):
 
     def __call__(self, x: Array, state: PyTree | None, ctx: Context) -> tuple[Array, PyTree | None, Context]:
         q, k, v = self.project(x)
-        q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
+        q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         if state is not None and x.shape[1] == 1:
             o, state = self.decode(q, k, v, state, resume(self.cache(state), k, v, ctx.segments))
         else:

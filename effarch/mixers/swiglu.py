@@ -24,6 +24,7 @@ class SwiGLU(MixerConfig):
     paper: ClassVar[str] = "2002.05202 GLU Variants Improve Transformer"
 
     hidden: int = pydantic.Field(2048, gt=0, description="width of the hidden layer")
+    bias: bool = pydantic.Field(False, description="biases on the three projections")
 
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "SwiGLUMixer":
         return SwiGLUMixer(self, dim, rngs=rngs)
@@ -40,7 +41,7 @@ class SwiGLUMixer(Mixer):
     """The module; see the file."""
 
     def __init__(self, config: SwiGLU, dim: int, *, rngs: nnx.Rngs) -> None:
-        self.mlp = GatedMLP(dim, config.hidden, rngs=rngs)
+        self.mlp = GatedMLP(dim, config.hidden, bias=config.bias, rngs=rngs)
 
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         return self.mlp(x), state, ctx

@@ -83,8 +83,8 @@ class WindowLinearMixer(Attention):
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         c = self.config
         q, k, v = self.project(x)
-        q_sink = self.rotate(q, jnp.minimum(ctx.positions, c.window + c.sinks - 1))
-        q, k = self.rotate(q, ctx.positions), self.rotate(k, ctx.positions)
+        q_sink = self.rotate(q, ctx, jnp.minimum(ctx.positions, c.window + c.sinks - 1))
+        q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         o, state = window_linear_attention(
             q,
             k,
@@ -95,6 +95,7 @@ class WindowLinearMixer(Attention):
             window=c.window,
             sinks=c.sinks,
             q_sink=q_sink,
+            cap=c.logit_cap,
             positions=ctx.positions,
             state=state,
             segments=ctx.segments,

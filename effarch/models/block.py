@@ -36,12 +36,15 @@ def make_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm | Aff
 class Block(nnx.Module):
     """``h = x + mixer(norm(x))``, ``y = h + channel(norm(h))``.
 
+    In ``parallel``: ``y = x + mixer(norm(x)) + channel(norm'(x))`` (GPT-NeoX). With ``post_norms``, outputs pass a norm
+    before they are added (Gemma 2); the tap "mixer_out" is taken ahead of it.
     With a ``residual_scale`` s: ``h = s norm(x) + mixer(norm(x))``, and y likewise.
 
     Args:
       config: the mixers. dim: width of the model. norm, eps: kind of the norms. layer: where it stands.
       residual_scale: of the normalised input, which then is what outputs are added to; None: x itself.
       mixer_dtype: of what mixers read, where x has another; None: that of x.
+      parallel, post_norms: see above.
     """
 
     def __init__(
@@ -54,14 +57,19 @@ class Block(nnx.Module):
         layer: LayerInfo,
         residual_scale: float | None = None,
         mixer_dtype: Any | None = None,
+        parallel: bool = False,
+        post_norms: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.residual_scale = residual_scale
         self.mixer_dtype = mixer_dtype
+        self.parallel = parallel
         self.mixer_norm = make_norm(norm, dim, eps)
         self.mixer = config.mixer.make(dim, layer=layer, rngs=rngs)
         self.channel_norm = None if config.channel is None else make_norm(norm, dim, eps)
         self.channel = None if config.channel is None else config.channel.make(dim, layer=layer, rngs=rngs)
+        self.mixer_post_norm = make_norm(norm, dim, eps) if post_norms else None
+        self.channel_post_norm = make_norm(norm, dim, eps) if post_norms and config.channel is not None else None
 
     def init_state(self, batch_size: int, max_length: int) -> tuple[PyTree, PyTree]:
         """The states of the two mixers before any token."""
@@ -72,8 +80,9 @@ class Block(nnx.Module):
         """What a mixer reads."""
         return normalised if self.mixer_dtype is None else normalised.astype(self.mixer_dtype)
 
-    def _add(self, x: Array, normalised: Array, output: Array) -> Array:
-        """A mixer's output added to the residual."""
+    def _add(self, x: Array, normalised: Array, output: Array, norm: nnx.Module | None) -> Array:
+        """A mixer's output, through its norm if it has one, added to the residual."""
+        output = output if norm is None else norm(output)
         residual = x if self.residual_scale is None else normalised * self.residual_scale
         return residual + output.astype(x.dtype)
 
@@ -85,10 +94,10 @@ class Block(nnx.Module):
         normalised = self.mixer_norm(x)
         mixer_in = self._read(normalised)
         mixer_out, mixer_state, ctx = self.mixer(mixer_in, mixer_state, ctx)
-        y = self._add(x, normalised, mixer_out)
+        y = self._add(x, normalised, mixer_out, self.mixer_post_norm)
         if self.channel is not None and self.channel_norm is not None:
-            normalised = self.channel_norm(y)
+            normalised = self.channel_norm(x if self.parallel else y)
             channel_out, channel_state, ctx = self.channel(self._read(normalised), channel_state, ctx)
-            y = self._add(y, normalised, channel_out)
+            y = self._add(y, normalised, channel_out, self.channel_post_norm)
         shown = {"mixer_in": mixer_in, "mixer_out": mixer_out, "block_in": x, "block_out": y}
         return y, None if state is None else (mixer_state, channel_state), ctx, {name: shown[name] for name in taps}

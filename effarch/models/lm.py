@@ -38,7 +38,16 @@ class LMConfig(Config):
         False, description="the residual is (2L)^(1/4) times the normalised input (2203.00555, MiniMax-01)"
     )
     residual_float32: bool = pydantic.Field(False, description="the residual stream is float32 at least (Mamba)")
-    embed_scale: bool = pydantic.Field(False, description="embeddings times sqrt(D), rounded to bf16 (Gemma)")
+    parallel_blocks: bool = pydantic.Field(
+        False, description="both mixers of a layer read the stream as it enters the layer (GPT-NeoX)"
+    )
+    post_norms: bool = pydantic.Field(False, description="norms on what mixers put out, too (Gemma 2)")
+    embed_scale: bool | Annotated[float, pydantic.Field(gt=0)] = pydantic.Field(
+        False, description="factor of the embeddings; true: sqrt(D) rounded to bf16 (Griffin)"
+    )
+    learned_positions: int | None = pydantic.Field(
+        None, gt=0, description="length of the longest document, each place with a learned vector (GPT-2); null: none"
+    )
     embed_norm: bool = pydantic.Field(False, description="a norm after the embedding (RWKV)")
     tie_embeddings: bool = pydantic.Field(True, description="the head is the embedding's table")
     logit_cap: float | None = pydantic.Field(None, gt=0, description="cap * tanh(logits / cap); null: none")
@@ -46,6 +55,12 @@ class LMConfig(Config):
     param_dtype: DType = pydantic.Field("float32", description="of parameters")
     remat: Literal["none", "full", "dots"] = pydantic.Field("none", description="what the backward pass recomputes")
     scan_layers: bool = pydantic.Field(True, description="scan repeated layers in training; false unrolls them")
+
+    @pydantic.model_validator(mode="after")
+    def _one_residual(self) -> Self:
+        if self.deep_norm and self.parallel_blocks:
+            raise ValueError("parallel_blocks: expected false beside deep_norm, got true")
+        return self
 
     @property
     def residual_scale(self) -> float | None:
@@ -137,6 +152,8 @@ class LM(nnx.Module):
                 layer=layer,
                 residual_scale=config.residual_scale,
                 mixer_dtype=jnp.dtype(config.dtype) if config.residual_float32 else None,
+                parallel=config.parallel_blocks,
+                post_norms=config.post_norms,
                 rngs=rngs,
             )
 
@@ -145,9 +162,14 @@ class LM(nnx.Module):
         self.norm = make_norm(config.norm, dim, config.norm_eps)
         untied = partial(Linear, dim, config.vocab_size, axes=("embed", "vocab"), rngs=rngs)
         self.unembed = None if config.tie_embeddings else untied()
+        learned = partial(Embedding, config.learned_positions, dim, axis=None, rngs=rngs)
+        self.position_embedding = None if config.learned_positions is None else learned()
 
     def init_state(self, batch_size: int, max_length: int) -> LMState:
         """The state before any token, for documents of up to ``max_length`` tokens (the size of KV caches)."""
+        most = self.config.learned_positions
+        if most is not None and max_length > most:
+            raise ValueError(f"max_length: expected at most the {most} learned positions, got {max_length}")
         layers = self.stack.layers()
         return LMState(Progress.start(batch_size), tuple(layer.init_state(batch_size, max_length) for layer in layers))
 
@@ -159,11 +181,27 @@ class LM(nnx.Module):
         copy.stack = self.stack.relaid(layout)
         return copy
 
-    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The residual stream before the first layer."""
+    def embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """The residual stream before the first layer.
+
+        Args:
+          tokens: ids. positions: of each token in its document, B may be 1; needed where positions are learned.
+            Beyond ``learned_positions`` the stream is NaN.
+
+        Raises:
+          ValueError: positions are learned, and none are given.
+        """
         x = self.embedding(tokens, jnp.dtype(self.config.dtype))
-        if self.config.embed_scale:
+        scale = self.config.embed_scale
+        if scale is True:
             x = x * jnp.asarray(self.config.dim**0.5, jnp.bfloat16).astype(x.dtype)
+        elif scale:
+            x = x * jnp.asarray(scale, x.dtype)
+        if self.position_embedding is not None:
+            if positions is None:
+                raise ValueError("positions: expected those of the tokens, for a model that learned them, got none")
+            table = self.position_embedding.table[...].astype(x.dtype)
+            x = x + table.at[positions].get(mode="fill", fill_value=jnp.nan)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = x.astype(accumulator(x)) if self.config.residual_float32 else x
         return axes.constrain(x, "batch", "time", "embed")
@@ -204,7 +242,10 @@ class LM(nnx.Module):
         batch, time = tokens.shape
         progress = None if state is None else state.progress
         ctx, progress = Context.of(batch, time, segment_ids=segment_ids, progress=progress, form=form)
-        x = self.embed(tokens)
+        most = self.config.learned_positions
+        if most is not None and segment_ids is None and time > most:
+            raise ValueError(f"tokens: expected at most the {most} learned positions, got {time}")
+        x = self.embed(tokens, ctx.positions)
         if state is None:
 
             def body(carry: tuple, layers: tuple[Block, ...]) -> tuple[tuple, dict[str, Array]]:

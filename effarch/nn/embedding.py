@@ -12,11 +12,14 @@ class Embedding(nnx.Module):
 
     Args:
       vocab_size, dim: shape of the table. scale: standard deviation of the normal initialisation.
+      axis: logical name of its rows.
     """
 
-    def __init__(self, vocab_size: int, dim: int, *, scale: float = 0.02, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, vocab_size: int, dim: int, *, scale: float = 0.02, axis: str | None = "vocab", rngs: nnx.Rngs
+    ) -> None:
         table = scale * jax.random.normal(rngs.params(), (vocab_size, dim), jnp.float32)
-        self.table = nnx.Param(table, axes=("vocab", "embed"))
+        self.table = nnx.Param(table, axes=(axis, "embed"))
 
     def __call__(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T D"]:
         """Rows of the table. Ids outside it are the loader's to refuse: here they would be clamped."""

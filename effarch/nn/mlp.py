@@ -14,14 +14,24 @@ class MLP(nnx.Module):
       dim: width of that axis. hidden: width F of the hidden layer.
       axis: logical name of the last axis; None for tokens, whose weights are never split.
       approximate: gelu in its tanh form; else with erf (1606.08415).
+      activation: "gelu" or "relu".
     """
 
     def __init__(
-        self, dim: int, hidden: int, *, axis: str | None = "embed", approximate: bool = True, rngs: nnx.Rngs
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        axis: str | None = "embed",
+        approximate: bool = True,
+        activation: str = "gelu",
+        rngs: nnx.Rngs,
     ) -> None:
         self.approximate = approximate
+        self.activation = activation
         self.up = Linear(dim, hidden, axes=(axis, "mlp"), bias=True, rngs=rngs)
         self.down = Linear(hidden, dim, axes=("mlp", axis), bias=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=self.approximate))
+        y = self.up(x)
+        return self.down(jax.nn.relu(y) if self.activation == "relu" else jax.nn.gelu(y, approximate=self.approximate))

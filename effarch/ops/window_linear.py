@@ -41,6 +41,7 @@ def window_linear_attention(
     window: int,
     sinks: int,
     q_sink: Float[Array, "B T Hq K"],
+    cap: float | None = None,
     positions: Int[Array, "B T"],
     state: State | None = None,
     segments: Segments | None = None,
@@ -52,7 +53,7 @@ def window_linear_attention(
       q, k, v: queries, keys and values, rotated at their own positions; Hk divides Hq.
       phi_q, phi_k: feature maps of queries and keys, given their positions too; no weight may be negative.
       log_share: c, natural log of what the linear terms are multiplied by.
-      window, sinks: as :func:`effarch.ops.attention.window_attention`, ``q_sink`` too.
+      window, sinks: as :func:`effarch.ops.attention.window_attention`, ``q_sink`` and ``cap`` too; the cap is on the window's logits.
       positions: ``[B or 1, T]`` of each token in its document.
       state: the ring, and the state of the linear part; None: nothing seen, and nothing is carried.
       segments: documents; 0 is padding and the identity.
@@ -69,6 +70,7 @@ def window_linear_attention(
         sinks=sinks,
         segment_ids=segments,
         q_sink=q_sink,
+        cap=cap,
         left=None if ring is None else ring.left,
         form="parallel" if dense else "chunkwise",
     )
