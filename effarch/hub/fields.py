@@ -68,6 +68,13 @@ class Fields:
             raise UserError(f"{self.where}: {name}: expected {wanted}, got {value!r}")
         return value
 
+    def nullable(self, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+        """The value of a field in which null is a value of its own; ``default`` only where it is absent."""
+        if name in self._data and self._data[name] is None:
+            self._taken.add(name)
+            return None
+        return self.take(name, kind, default)
+
     def positive(self, name: str, default: Any = _MISSING, *, old: str | None = None) -> int:
         """A whole number above 0."""
         found = self.take(name, int, default, old=old)
@@ -100,6 +107,19 @@ class Fields:
         if left:
             name = left[0]
             raise UserError(f"{self.where}: unknown field {name} = {self._data[name]!r}: it may change the output")
+
+    def default(self, **values: Any) -> None:
+        """What the family's own config says of fields that are absent here."""
+        self._data = {**values, **self._data}
+
+    @property
+    def names(self) -> list[str]:
+        """Of all fields that are there."""
+        return list(self._data)
+
+    def has(self, name: str) -> bool:
+        """Whether it is there and not null."""
+        return self._data.get(name) is not None
 
     def nested(self, name: str, default: Mapping[str, Any] | None = None) -> "Fields":
         """The fields of a mapping; its :meth:`finish` is the caller's to call."""

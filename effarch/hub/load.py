@@ -70,9 +70,7 @@ def load_lm(
     """
     folder = locate(folder)
     config, found = _config(folder)
-    theirs = {name: t for name, t in find_tensors(folder).items() if not found.ignored(name)}
-    if config.tie_embeddings:
-        theirs = _without_tied_head(theirs)
+    theirs = _renamed(found, {name: t for name, t in find_tensors(folder).items() if not found.ignored(name)})
     if found is not own:  # others do not say in what they compute
         stored = _stored(theirs)
         config = config.replace(dtype=stored, param_dtype=stored)
@@ -85,6 +83,9 @@ def load_lm(
         raise UserError(f"{folder}: expected sizes that make a model: {str(error).splitlines()[0]}") from error
     names, trained = names_of(abstract), names_of(abstract, nnx.Param)
     format_rules = found.rules(config, names)
+    if config.tie_embeddings:
+        table = next(rule.theirs[0] for rule in format_rules if rule.ours == ("embedding.table",))
+        theirs = _without_tied_head(theirs, table)
     sizes = {n: t.shape for n, t in theirs.items()}
     check(format_rules, trained, sizes, where=str(folder), fixed=set(names) - set(trained))
     return filled(partial(make_lm, config), abstract, format_rules, theirs, rules_table=rules, done=done)
@@ -104,9 +105,16 @@ def _stored(theirs: dict[str, Tensor]) -> str:
     return max(known, key=lambda name: known[name]) if known else "float32"
 
 
-def _without_tied_head(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(found: Family, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names that the family's rules know, where it has several."""
+    renamed = getattr(found, "renamed", None)
+    names = {} if renamed is None else renamed(list(theirs))
+    return {names.get(name, name): tensor for name, tensor in theirs.items()}
+
+
+def _without_tied_head(theirs: dict[str, Tensor], table_name: str) -> dict[str, Tensor]:
     """Some files of tied models hold the head once more: it must be the embedding's copy."""
-    head, table = theirs.get("lm_head.weight"), theirs.get("model.embed_tokens.weight")
+    head, table = theirs.get("lm_head.weight"), theirs.get(table_name)
     if head is None or table is None:
         return theirs
     if head.shape != table.shape or (head.read() != table.read()).any():

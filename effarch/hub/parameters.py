@@ -129,7 +129,10 @@ def written(model: nnx.Module, rules: Sequence[Rule]) -> Iterator[tuple[str, np.
     def value(name: str) -> np.ndarray:
         place = named[name]
         array = flat[place.path][...]
-        return np.asarray(array if place.row is None else array[place.row])
+        # by a traced index: by a constant one, every row would be a program of its own
+        return np.asarray(
+            array if place.row is None else jax.lax.dynamic_index_in_dim(array, place.row, keepdims=False)
+        )
 
     for rule in rules:
         found = rule.write(*(value(name) for name in rule.ours))

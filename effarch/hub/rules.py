@@ -54,23 +54,47 @@ def linear(ours: str, theirs: str, shape: Shape, *, contracted: int = 1, transpo
     )
 
 
-def concatenated(ours: Sequence[str], theirs: str, shapes: Sequence[Shape]) -> Rule:
+def concatenated(ours: Sequence[str], theirs: str, shapes: Sequence[Shape], *, transposed: bool = True) -> Rule:
     """Several projections of ours (kernels ``[in, *out]``) in one weight of theirs, one after the other: ``[sum, in]``.
 
     Args:
-      ours: names, in their order. theirs: name. shapes: of our kernels; vectors (biases) where they are one-dimensional
-        outputs: ``shape[0]`` is summed over unless the rule is made by :func:`concatenated_biases`.
+      ours: names, in their order. theirs: name. shapes: of our kernels, whose first dim is summed over.
+      transposed: false where they keep ``[in, sum]`` (GPT-2).
     """
     widths = [int(np.prod(shape[1:])) for shape in shapes]
     into, ends = shapes[0][0], np.cumsum(widths)[:-1]
 
     def read(x: np.ndarray) -> list[np.ndarray]:
-        return [part.T.reshape(shape) for part, shape in zip(np.split(x, ends), shapes, strict=True)]
+        parts = np.split(x.T if transposed else x, ends, axis=1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def write(*xs: np.ndarray) -> tuple[np.ndarray]:
-        return (np.concatenate([x.reshape(into, -1).T for x in xs]),)
+        whole = np.concatenate([x.reshape(into, -1) for x in xs], axis=1)
+        return (whole.T if transposed else whole,)
 
-    return Rule(tuple(ours), (theirs,), ((sum(widths), into),), read, write)
+    shape = (sum(widths), into) if transposed else (into, sum(widths))
+    return Rule(tuple(ours), (theirs,), (shape,), read, write)
+
+
+def interleaved(ours: Sequence[str], theirs: str, shape: Shape) -> Rule:
+    """Projections of ours, all of one shape, in one weight of theirs head by head (GPT-NeoX): ``[H * n * K, in]``.
+
+    Args:
+      ours: n names, in their order. theirs: name.
+      shape: of each of ours: a kernel ``[in, H, K]``, or a bias ``[H, K]``, which they have as a vector.
+    """
+    count, (heads, width) = len(ours), shape[-2:]
+    into = shape[:-2]
+
+    def read(x: np.ndarray) -> list[np.ndarray]:
+        parts = x.reshape(heads, count, width, *into)
+        return [np.moveaxis(parts[:, i], 2, 0) if into else parts[:, i] for i in range(count)]
+
+    def write(*xs: np.ndarray) -> tuple[np.ndarray]:
+        parts = np.stack([np.moveaxis(x, 0, 2) if into else x for x in xs], axis=1)
+        return (parts.reshape(heads * count * width, *into),)
+
+    return Rule(tuple(ours), (theirs,), ((heads * count * width, *into),), read, write)
 
 
 def concatenated_biases(ours: Sequence[str], theirs: str, shapes: Sequence[Shape]) -> Rule:

@@ -1,7 +1,8 @@
 """Formats of checkpoints: one file per family, found by ``model_type``.
 
 A family is a module with ``config(fields) -> LMConfig`` and ``rules(config, names) -> list[Rule]``;
-one that is written, too, has ``export(config) -> dict``, the ``config.json`` of a model, or None where it has no place
+one whose tensors go by several names has ``renamed(names) -> {theirs: the one that its rules know}``, and one that is
+written, too, has ``export(config) -> dict``, the ``config.json`` of a model, or None where it has no place
 for it.
 """
 
@@ -19,21 +20,30 @@ _FAMILIES = {
     "delta_net": "fla_delta",
     "effarch": "effarch",
     "gated_deltanet": "fla_delta",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
     "gla": "fla_linear",
+    "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
     "llama": "llama",
     "mamba": "mamba1",
     "mamba2": "mamba2",
-    "mistral": "llama",
+    "mistral": "mistral",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
     "retnet": "fla_linear",
     "rwkv": "rwkv4",
     "rwkv7": "fla_rwkv7",
+    "smollm3": "smollm3",
 }
 
 #: library -> modules of the families that are written for it
 WRITTEN = {
     "effarch": ("effarch",),
     "fla": ("fla_linear", "fla_delta", "fla_rwkv7"),
-    "transformers": ("llama", "mamba1", "mamba2"),
+    "transformers": ("llama", "mistral", "qwen2", "qwen3", "mamba1", "mamba2"),
 }
 
 
