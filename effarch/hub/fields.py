@@ -6,6 +6,7 @@ from typing import Any
 from effarch.config import UserError, did_you_mean
 
 _MISSING = object()
+_ENDLESS = (float("inf"), float("-inf"))
 
 # Of transformers' PretrainedConfig and of generation: no output of the model depends on them.
 IGNORED = frozenset(
@@ -61,9 +62,9 @@ class Fields:
 
     def _checked(self, name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        if float in kinds and type(value) is int:
+        if float in kinds and type(value) is int and abs(value) < 2**53:
             value = float(value)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or value in _ENDLESS:
             wanted = " or ".join(k.__name__ for k in kinds)
             raise UserError(f"{self.where}: {name}: expected {wanted}, got {value!r}")
         return value

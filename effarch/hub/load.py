@@ -105,7 +105,7 @@ def _stored(theirs: dict[str, Tensor]) -> str:
     return max(known, key=lambda name: known[name]) if known else "float32"
 
 
-def _renamed(found: Family, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(found: Format, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names that the family's rules know, where it has several."""
     renamed = getattr(found, "renamed", None)
     names = {} if renamed is None else renamed(list(theirs))

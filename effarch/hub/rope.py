@@ -70,7 +70,7 @@ def rope(
     for inside, top in tops.items():
         value = fields.take(top, float, None)
         if value is not None and merged.setdefault(inside, value) != value:
-            raise UserError(f"{fields.where}: {top} {value:g} contradicts rope_parameters.{inside} {merged[inside]:g}")
+            raise UserError(f"{fields.where}: {top} {value!r} contradicts rope_parameters.{inside} {merged[inside]!r}")
     part = Fields(merged, f"{fields.where}: rope_parameters")
     found = one_rope(part, fields, theta=theta, fraction=fraction, original=original, called=called)
     if old_fraction is None and found.fraction != 1:
@@ -143,7 +143,7 @@ def _longrope(part: Fields, fields: Fields, original: int | None) -> RopeScaling
     magnitude = part.take("attention_factor", float, None)
     if magnitude is None:
         factor = _longest(fields) / length if factor is None else factor
-        magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
+        magnitude = 1.0 if factor <= 1 or length == 1 else math.sqrt(1 + math.log(factor) / math.log(length))
     short, long = (tuple(part.take(name, list)) for name in ("short_factor", "long_factor"))
     for name, factors in (("short_factor", short), ("long_factor", long)):
         if not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in factors):

@@ -123,10 +123,28 @@ def test_a_language_model_inside_one_of_images(tmp_path):
             np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
 
 
+ODD = (None, True, False, 0, -1, 3, 10**6, 10**400, 0.0, -2.5, 1e300, float("inf"), float("nan"), "", "7", [], [1], {})
+
+
+@cases
+def test_any_other_value_is_read_or_refused_in_one_line(name, tmp_path):
+    """Whatever stands in a field."""
+    said, rng = families.CASES[name], np.random.default_rng(3)
+    for path in paths(said):
+        for _ in range(6):
+            spoilt = json.loads(json.dumps(said))
+            reduce(dict.get, path[:-1], spoilt)[path[-1]] = ODD[rng.integers(len(ODD))]
+            (tmp_path / "config.json").write_text(json.dumps(spoilt))
+            try:
+                read_lm_config(tmp_path)
+            except UserError as error:
+                assert len(error.lines) == 1 and "\n" not in error.lines[0]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        ("llama", {"rope_theta": 7.0}, "rope_theta 7 contradicts rope_parameters.rope_theta 500"),
+        ("llama", {"rope_theta": 7.0}, "rope_theta 7.0 contradicts rope_parameters.rope_theta 500.0"),
         ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor 2.0 contradicts rope_parameters.factor 5.0"),
         ("llama", {"rope_parameters": {"rope_type": "mrope"}}, "rope_type: expected one of default, linear, .*'mrope'"),
         ("llama", {"rope_parameters": {**families.LLAMA3, "mscale": 1.0}}, "unknown field mscale"),

@@ -53,7 +53,7 @@ def test_a_model_comes_back_bit_for_bit(dtype, shard_bytes, tmp_path):
         ({"unheard_of": 3}, "unknown field unheard_of = 3"),
         ({"model_type": "lama"}, "got 'lama'; did you mean \"llama\""),
         ({"hidden_size": "16"}, "hidden_size: expected int, got '16'"),
-        ({"rope_theta": 5.0}, "rope_theta 5 contradicts"),
+        ({"rope_theta": 5.0}, "rope_theta 5.0 contradicts"),
         ({"num_key_value_heads": 3}, "num_kv_heads: expected a divisor"),
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
     ],

@@ -16,6 +16,7 @@ from effarch.mixers.swiglu import SwiGLU
 from effarch.models.block import BlockConfig
 from effarch.models.lm import LMConfig
 
+MOST_LAYERS = 10_000
 FULL, SLIDING = "full_attention", "sliding_attention"
 SILU, GELU = ("silu", "swish"), ("gelu",)
 GELU_TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh")
@@ -38,6 +39,14 @@ def heads(fields: Fields, *, kv_heads: int | None = None, head_dim: int | None =
         "num_kv_heads": fields.positive("num_key_value_heads", count if kv_heads is None else kv_heads),
         "head_dim": fields.positive("head_dim", max(dim // count, 1) if head_dim is None else head_dim),
     }
+
+
+def depth(fields: Fields, name: str = "num_hidden_layers", *, old: str | None = None) -> int:
+    """The number of layers. Raises ``UserError`` where no model has so many: each is looked at before any tensor."""
+    found = fields.positive(name, old=old)
+    if found > MOST_LAYERS:
+        raise UserError(f"{fields.where}: {name}: expected at most {MOST_LAYERS}, got {found}")
+    return found
 
 
 def equal_heads(fields: Fields, dim: int, heads: int) -> dict[str, int]:

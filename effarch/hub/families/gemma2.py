@@ -15,7 +15,7 @@ __all__ = ["config", "ignored", "renamed", "rules"]
 def config(fields: Fields) -> LMConfig:
     """Ours for theirs."""
     sizes, turns = decoder.heads(fields, kv_heads=4, head_dim=256), rope(fields)
-    count = fields.positive("num_hidden_layers")
+    count = decoder.depth(fields)
     options = decoder.gemma_options(fields) | {"logit_cap": fields.nullable("attn_logit_softcapping", float, 50.0)}
     kinds = decoder.layer_types(fields, count, lambda i: FULL if i % 2 else SLIDING)
     windows = decoder.windows(fields, kinds, fields.nullable("sliding_window", int, 4096))

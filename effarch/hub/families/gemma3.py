@@ -34,7 +34,7 @@ def _text(fields: Fields) -> LMConfig:
     fields.default(vocab_size=262208, hidden_size=2304, intermediate_size=9216)  # files of larger ones rely on these
     fields.default(num_hidden_layers=26, num_attention_heads=8)
     sizes = decoder.heads(fields, kv_heads=4, head_dim=256)
-    count = fields.positive("num_hidden_layers")
+    count = decoder.depth(fields)
     options = decoder.gemma_options(fields)
     options |= {"qk_norm": True, "qk_norm_plus_one": True, "qk_norm_eps": fields.take("rms_norm_eps", float, 1e-6)}
     fields.only("attn_logit_softcapping", None)  # transformers does not compute it

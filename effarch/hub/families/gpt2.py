@@ -15,7 +15,7 @@ __all__ = ["config", "ignored", "renamed", "rules"]
 def config(fields: Fields) -> LMConfig:
     """Ours for theirs."""
     dim, heads = fields.positive("n_embd", old="hidden_size"), fields.positive("n_head", old="num_attention_heads")
-    count = fields.positive("n_layer", old="num_hidden_layers")
+    count = decoder.depth(fields, "n_layer", old="num_hidden_layers")
     channel = decoder.plain(fields, "activation_function", "gelu_new", fields.positive("n_inner", 4 * dim))
     fields.only("add_cross_attention", False)
     fields.ignore("reorder_and_upcast_attn", "n_ctx")  # the order of two products; the length of once

@@ -23,7 +23,7 @@ def config(fields: Fields) -> LMConfig:
     channel = decoder.plain(fields, "hidden_act", "gelu", fields.positive("intermediate_size"))
     return decoder.lm(
         fields,
-        [BlockConfig(mixer=mixer, channel=channel)] * fields.positive("num_hidden_layers"),
+        [BlockConfig(mixer=mixer, channel=channel)] * decoder.depth(fields),
         norm="layer",
         norm_eps=fields.take("layer_norm_eps", float, 1e-5),
         parallel_blocks=fields.take("use_parallel_residual", bool, True),

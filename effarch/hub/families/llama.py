@@ -21,7 +21,7 @@ def config(fields: Fields) -> LMConfig:
     mixer = decoder.attention(decoder.heads(fields), rope(fields), qkv_bias=biased, out_bias=biased)
     channel = decoder.gated(fields, bias=fields.take("mlp_bias", bool, False))
     fields.only("sliding_window", None)
-    count = fields.positive("num_hidden_layers")
+    count = decoder.depth(fields)
     return decoder.lm(fields, [BlockConfig(mixer=mixer, channel=channel)] * count)
 
 

@@ -18,7 +18,7 @@ def config(fields: Fields) -> LMConfig:
     window = fields.nullable("sliding_window", int, 4096)
     mixer = decoder.attention(decoder.heads(fields, kv_heads=8), rope(fields), window=window)
     fields.only("layer_types", None)
-    count = fields.positive("num_hidden_layers")
+    count = decoder.depth(fields)
     return decoder.lm(fields, [BlockConfig(mixer=mixer, channel=decoder.gated(fields))] * count)
 
 

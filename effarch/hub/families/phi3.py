@@ -22,7 +22,7 @@ def config(fields: Fields) -> LMConfig:
     fields.only("attention_bias", False)
     window = fields.take("sliding_window", int, None)
     mixer = decoder.attention(decoder.heads(fields), turns, window=window)
-    count = fields.positive("num_hidden_layers")
+    count = decoder.depth(fields)
     eps = fields.take("rms_norm_eps", float, 1e-5)
     return decoder.lm(fields, [BlockConfig(mixer=mixer, channel=decoder.gated(fields))] * count, norm_eps=eps)
 

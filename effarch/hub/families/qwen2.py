@@ -17,7 +17,7 @@ def config(fields: Fields) -> LMConfig:
     sizes, turns = decoder.heads(fields, kv_heads=32), rope(fields)
     channel = decoder.gated(fields)
     fields.only("use_mrope", False)
-    windows = decoder.qwen_windows(fields, fields.positive("num_hidden_layers"))
+    windows = decoder.qwen_windows(fields, decoder.depth(fields))
     mixers = [decoder.attention(sizes, turns, window=window, qkv_bias=True) for window in windows]
     return decoder.lm(fields, [BlockConfig(mixer=mixer, channel=channel) for mixer in mixers])
 

@@ -20,7 +20,7 @@ def config(fields: Fields) -> LMConfig:
     biased = fields.take("attention_bias", bool, False)
     options = {"qkv_bias": biased, "out_bias": biased}
     options |= {"qk_norm": True, "qk_norm_eps": fields.take("rms_norm_eps", float, 1e-6)}
-    windows = decoder.qwen_windows(fields, fields.positive("num_hidden_layers"))
+    windows = decoder.qwen_windows(fields, decoder.depth(fields))
     mixers = [decoder.attention(sizes, turns, window=window, **options) for window in windows]
     return decoder.lm(fields, [BlockConfig(mixer=mixer, channel=channel) for mixer in mixers])
 

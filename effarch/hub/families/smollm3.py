@@ -14,7 +14,7 @@ __all__ = ["config", "ignored", "renamed", "rules"]
 def config(fields: Fields) -> LMConfig:
     """Ours for theirs."""
     sizes, turns = decoder.heads(fields, kv_heads=4), rope(fields, theta=2e6)
-    count = fields.positive("num_hidden_layers")
+    count = decoder.depth(fields)
     biased = fields.take("attention_bias", bool, False)
     channel = decoder.gated(fields, bias=fields.take("mlp_bias", bool, False))
     interval = fields.positive("no_rope_layer_interval", 4)
