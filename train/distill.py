@@ -46,7 +46,8 @@ class TeacherConfig(Config):
 
     path: str | None = pydantic.Field(
         None,
-        description="folder of the Hugging Face hub, or of a run; trained there if missing; null: <output_dir>/teacher",
+        description="folder of a checkpoint or of a finished run, or hf:OWNER/MODEL: taken as it is, whatever the keys "
+        "below say; else trained there; null: <output_dir>/teacher",
     )
     steps: int = pydantic.Field(1000, gt=0, description="updates, if it is to be trained")
     model: LMConfig = LMConfig()

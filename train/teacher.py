@@ -10,6 +10,7 @@ from effarch.config import UserError
 from effarch.data.prepare import Prepared, prepare
 from effarch.data.token_file import FILE, load_tokenizer
 from effarch.data.tokenizer import Tokenizer
+from effarch.hub.locate import locate
 from effarch.models.lm import LM, LMConfig
 from effarch.training.checkpoint import latest_step, read_metadata
 from effarch.training.faults import StopSignal
@@ -18,6 +19,8 @@ from train.pretrain import PretrainConfig, fitted, pretrain
 
 if TYPE_CHECKING:
     from train.distill import DistillConfig
+
+HUB = "hf:"  # before a name of the hub; a name alone could be a folder that is yet to be made
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -41,6 +44,8 @@ def _given(config: "DistillConfig") -> Path | None:
     """
     if config.teacher.path is None:
         return None
+    if config.teacher.path.startswith(HUB):
+        return locate(config.teacher.path.removeprefix(HUB))
     folder = Path(config.teacher.path)
     if is_checkpoint(folder) or is_finished(folder):
         return folder
@@ -56,18 +61,14 @@ def teacher_config(config: "DistillConfig") -> LMConfig:
     """What the teacher is; nothing is loaded.
 
     Raises:
-      UserError: no such teacher, or ``teacher.model`` says something else than its folder.
+      UserError: no such teacher.
     """
-    said, folder = config.teacher.model, _given(config)
+    folder = _given(config)
     if folder is None:
-        return fitted(said, config.data, "teacher.model")
+        return fitted(config.teacher.model, config.data, "teacher.model")
     if is_checkpoint(folder):
-        found = hub.read_lm_config(folder).replace(dtype="float32", param_dtype="float32")
-    else:
-        found = LMConfig.model_validate(read_metadata(folder)[1]["model"])
-    if said not in (LMConfig(), found, found.replace(vocab_size=said.vocab_size)):
-        raise UserError(f"teacher.model: expected nothing or what {folder} has: {found.differences(said)}")
-    return found
+        return hub.read_lm_config(folder).replace(dtype="float32", param_dtype="float32")
+    return LMConfig.model_validate(read_metadata(folder)[1]["model"])
 
 
 def teacher_tokenizer(config: "DistillConfig") -> Tokenizer | None:

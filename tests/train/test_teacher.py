@@ -11,7 +11,7 @@ from effarch import cli, hub
 from effarch.config import UserError, load, main
 from effarch.data import load_tokenizer
 from effarch.hub.families import llama
-from effarch.models.lm import make_lm
+from effarch.models.lm import LMConfig, make_lm
 from effarch.training.checkpoint import read_metadata
 from effarch.training.faults import StopSignal
 from effarch.training.load import load_lm
@@ -87,8 +87,15 @@ def test_a_finished_run_is_a_teacher_as_it_is(root, files, trained: Path, capsys
         assert open_teacher(config, prepared, stop).config == teacher_config(config)
     assert run_distill(config, dry_run=True) == 0
     assert "teacher: 15,840 parameters" in capsys.readouterr().out
-    with pytest.raises(UserError, match="teacher.model: expected nothing or what .* has: .*num_layers=1"):
-        teacher_config(load(DistillConfig, None, [f"teacher.path={trained}", "teacher.model.num_layers=3"]))
+    # A recipe's file says how to train one, where there is none.
+    assert teacher_config(config.replace(teacher=config.teacher.replace(steps=9, model=LMConfig(dim=96)))) == (
+        teacher_config(config)
+    )
+
+
+def test_a_name_of_the_hub_has_a_prefix(root, files, monkeypatch, trained: Path):
+    monkeypatch.setattr("train.teacher.locate", {"owner/model": trained}.__getitem__)
+    assert teacher_config(distillation(root, files, "teacher.path=hf:owner/model")) == load_lm(trained).config
 
 
 def test_a_run_that_was_stopped_is_none(trained: Path, tmp_path: Path):
