@@ -71,7 +71,9 @@ def pairs(name: str, data: dict):
     return found
 
 
-@pytest.mark.parametrize(("name", "kind"), [("hybrid", "orient"), ("hedgehog", "attention_maps")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param("hybrid", "orient", marks=pytest.mark.slow), ("hedgehog", "attention_maps")]
+)
 def test_matrices_of_every_replaced_layer_on_the_teachers_input(name, kind):
     """In numpy, row by row; a layer that is kept does not count, and documents do not see each other."""
     data = batch()
