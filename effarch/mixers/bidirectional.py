@@ -15,7 +15,7 @@ and self is the mean of f's and g's.
 """
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import jax.numpy as jnp
 import pydantic
@@ -23,6 +23,7 @@ from flax import nnx
 
 from effarch.mixers.base import Context, LayerInfo, Mixer, MixerChoice, MixerConfig
 from effarch.mixers.gated_deltanet import GatedDeltaNet
+from effarch.mixers.softmax_attention import Attention, StandIn
 from effarch.registry import register
 from effarch.typing import Array
 
@@ -33,7 +34,6 @@ class Bidirectional(MixerConfig):
 
     causal: ClassVar[bool] = False
     context_parallel: ClassVar[bool] = True
-    stands_in_for_attention: ClassVar[bool] = False  # of a causal teacher
     paper: ClassVar[str] = "2401.09417 Vision Mamba: Efficient Visual Representation Learning with Bidirectional SSM"
 
     inner: MixerChoice = pydantic.Field(GatedDeltaNet(), description="a recurrent mixer")
@@ -53,6 +53,10 @@ class Bidirectional(MixerConfig):
     def shares(self) -> str:
         """The inner mixer's, in this arrangement of rows."""
         return f"{self.type_name}-{self.share_weights:d}{self.subtract_self:d}-{self.inner.shares}"
+
+    def matching(self, attention: MixerConfig) -> Self:
+        """With the head layout of an encoder's attention, where the inner mixer's is the default."""
+        return self.replace(inner=self.inner.matching(attention))
 
     def make(self, dim: int, *, layer: LayerInfo, rngs: nnx.Rngs) -> "BidirectionalMixer":
         return BidirectionalMixer(self, dim, layer=layer, rngs=rngs)
@@ -89,6 +93,20 @@ class BidirectionalMixer(Mixer):
             (reverse, *others), ctx = self._rows(self.back, [backward, *alone], ctx, "back")
             own = [0.5 * (mine + other) for mine, other in zip(own, others, strict=True)]
         return sum(((-z) for z in own), start=y + reverse[:, ::-1]), None, ctx
+
+    def from_attention(self, attention: Attention) -> Self:
+        """Copies the projections of an encoder's attention, into the mixers of both directions. Returns self.
+
+        Raises:
+          ValueError: the inner mixer takes over no weights of attention.
+        """
+        inner = self.config.inner
+        if not inner.stands_in_for_attention:
+            raise ValueError(f"inner: expected one that takes over attention's weights, got {inner.type_name}")
+        for mixer in (self.ahead, self.back):
+            if mixer is not None:
+                cast(StandIn, mixer).from_attention(attention)
+        return self
 
     def _rows(
         self, mixer: Mixer, views: list[tuple[Array, Array]], ctx: Context, name: str

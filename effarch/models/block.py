@@ -38,13 +38,14 @@ class Block(nnx.Module):
 
     In ``parallel``: ``y = x + mixer(norm(x)) + channel(norm'(x))`` (GPT-NeoX). With ``post_norms``, outputs pass a norm
     before they are added (Gemma 2); the tap "mixer_out" is taken ahead of it.
+    With ``norm_after``: ``h = norm(x + mixer(x))``, ``y = norm(h + channel(h))`` (1706.03762, BERT).
     With a ``residual_scale`` s: ``h = s norm(x) + mixer(norm(x))``, and y likewise.
 
     Args:
       config: the mixers. dim: width of the model. norm, eps: kind of the norms. layer: where it stands.
       residual_scale: of the normalised input, which then is what outputs are added to; None: x itself.
       mixer_dtype: of what mixers read, where x has another; None: that of x.
-      parallel, post_norms: see above.
+      parallel, post_norms, norm_after: see above.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Block(nnx.Module):
         mixer_dtype: Any | None = None,
         parallel: bool = False,
         post_norms: bool = False,
+        norm_after: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.residual_scale = residual_scale
+        self.norm_after = norm_after
         self.mixer_dtype = mixer_dtype
         self.parallel = parallel
         self.mixer_norm = make_norm(norm, dim, eps)
@@ -91,13 +94,15 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], tuple | None, Context, dict[str, Array]]:
         """The layer's output, its next state, the context for the next layer, and what ``taps`` asked for."""
         mixer_state, channel_state = (None, None) if state is None else state
-        normalised = self.mixer_norm(x)
+        normalised = x if self.norm_after else self.mixer_norm(x)
         mixer_in = self._read(normalised)
         mixer_out, mixer_state, ctx = self.mixer(mixer_in, mixer_state, ctx)
         y = self._add(x, normalised, mixer_out, self.mixer_post_norm)
+        y = self.mixer_norm(y) if self.norm_after else y
         if self.channel is not None and self.channel_norm is not None:
-            normalised = self.channel_norm(x if self.parallel else y)
+            normalised = y if self.norm_after else self.channel_norm(x if self.parallel else y)
             channel_out, channel_state, ctx = self.channel(self._read(normalised), channel_state, ctx)
             y = self._add(y, normalised, channel_out, self.channel_post_norm)
+            y = self.channel_norm(y) if self.norm_after else y
         shown = {"mixer_in": mixer_in, "mixer_out": mixer_out, "block_in": x, "block_out": y}
         return y, None if state is None else (mixer_state, channel_state), ctx, {name: shown[name] for name in taps}

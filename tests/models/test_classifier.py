@@ -13,7 +13,8 @@ from effarch.config import UserError, load
 from effarch.mixers.bidirectional import Bidirectional
 from effarch.mixers.fnet import FNet
 from effarch.models.block import BlockConfig
-from effarch.models.classifier import ClassifierConfig, Ids, Patches, make_classifier
+from effarch.models.classifier import ClassifierConfig, make_classifier
+from effarch.models.inputs import Ids, Patches
 from effarch.models.stack import Layout
 from effarch.nn.patches import PatchEmbedding
 from tests.models import tiny
@@ -106,7 +107,7 @@ def test_scanned_layers_are_unrolled_layers():
 
     @partial(jax.jit, compiler_options=tiny.FAST)
     def hidden(model, tokens):
-        return model.hidden(tokens, mask=jnp.asarray(MASK), form="recurrent")  # compiles in a fraction of the time
+        return model.hidden(tokens, mask=jnp.asarray(MASK), form="recurrent").hidden  # compiles in a fraction of the time
 
     real = MASK[..., None].astype(np.float32)
     one, two = (hidden(model, tiny.tokens(B, T)) * real for model in (model, apart))
