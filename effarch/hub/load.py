@@ -72,7 +72,7 @@ def load_lm(
     config, found = _config(folder)
     theirs = _renamed(found, {name: t for name, t in find_tensors(folder).items() if not found.ignored(name)})
     if found is not own:  # others do not say in what they compute
-        stored = _stored(theirs)
+        stored = stored_dtype(theirs)
         config = config.replace(dtype=stored, param_dtype=stored)
     config = config.replace(dtype=dtype or config.dtype, param_dtype=param_dtype or config.param_dtype)
     if config.num_layers > len(theirs):  # before millions of layers are thought of
@@ -96,7 +96,7 @@ def _abstract(config: LMConfig) -> LM:
     return jax.eval_shape(partial(make_lm, config))
 
 
-def _stored(theirs: dict[str, Tensor]) -> str:
+def stored_dtype(theirs: dict[str, Tensor]) -> str:
     """The float dtype of most numbers."""
     sizes: dict[str, int] = {}
     for tensor in theirs.values():

@@ -1,4 +1,4 @@
-"""Softmax attention (1706.03762) over both directions of time: what encoders have, BERT (1810.04805) and ViT (2010.11929).
+"""Softmax attention (1706.03762) over both directions of time: that of encoders, BERT (1810.04805), ViT (2010.11929).
 
     o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s        over every token s of t's document        y_t = W_o o_t
 

@@ -39,7 +39,7 @@ class EncoderConfig(Config):
     norm: NormKind = pydantic.Field("layer", description='kind of the norms; "affine" only scales and shifts (ResMLP)')
     norm_eps: float = pydantic.Field(1e-6, gt=0, description="of the norms")
     norm_after: bool = pydantic.Field(
-        False, description="norms stand behind every addition, and none before the head (BERT); false: before the mixers"
+        False, description="norms behind every addition, none before the head (BERT); false: before the mixers"
     )
     positions: Literal["none", "learned"] = pydantic.Field(
         "none", description='"learned" adds an embedding of each position; mixers of one length need none'

@@ -55,7 +55,7 @@ class Ids(InputConfig):
     vocab_size: int = pydantic.Field(258, gt=0, description="rows of the embedding; 258 for bytes")
     length: int = pydantic.Field(1024, gt=0, description="tokens of the longest row")
     token_types: int = pydantic.Field(
-        0, ge=0, description="kinds of tokens, each with a learned vector (BERT: of the first text, the second); 0: none"
+        0, ge=0, description="kinds of tokens, each with a learned vector (BERT: first text, second); 0: none"
     )
 
     @property

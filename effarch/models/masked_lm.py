@@ -1,6 +1,6 @@
 """The masked language model (BERT, 1810.04805): an encoder of token ids, and a head over the vocabulary.
 
-    logits_t = E norm(act(W x_t + b)) + c        E: the embedding's table
+The head is ``logits_t = E norm(act(W x_t + b)) + c``, E the embedding's table.
 """
 
 from functools import partial

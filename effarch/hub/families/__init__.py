@@ -7,12 +7,13 @@ for it.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from effarch.config import UserError, did_you_mean
 from effarch.hub.fields import Fields
 from effarch.hub.rules import Rule, Shape
+from effarch.models.encoder import EncoderConfig
 from effarch.models.lm import LMConfig
 
 #: model_type -> module
@@ -38,6 +39,9 @@ _FAMILIES = {
     "rwkv7": "fla_rwkv7",
     "smollm3": "smollm3",
 }
+
+#: model_type of an encoder -> module
+_ENCODERS = {"bert": "bert", "roberta": "roberta", "vit": "vit"}
 
 #: library -> modules of the families that are written for it
 WRITTEN = {
@@ -66,6 +70,16 @@ class Written(Family, Protocol):
     export: Callable[[LMConfig], dict[str, Any] | None]
 
 
+class EncoderFamily(Protocol):
+    """What the module of a family of encoders has; see ``families.encoder``."""
+
+    config: Callable[[Fields, Sequence[str]], EncoderConfig]
+    rules: Callable[[EncoderConfig, Mapping[str, Shape]], list[Rule]]
+    ignored: Callable[[str, EncoderConfig], bool]
+    copies: Callable[[EncoderConfig], dict[str, str]]
+    renamed: Callable[[Sequence[str]], dict[str, str]]
+
+
 def family(model_type: str, where: str) -> Family:
     """The format of a model type.
 
@@ -78,6 +92,17 @@ def family(model_type: str, where: str) -> Family:
             f"{where}: model_type: expected one of {known}, got {model_type!r}{did_you_mean(model_type, _FAMILIES)}"
         )
     return cast(Family, importlib.import_module(f"effarch.hub.families.{_FAMILIES[model_type]}"))
+
+
+def encoder_family(model_type: str, where: str) -> EncoderFamily:
+    """The format of an encoder's model type. Raises ``UserError`` where there is none of that name."""
+    if model_type not in _ENCODERS:
+        known = ", ".join(_ENCODERS)
+        raise UserError(
+            f"{where}: model_type: expected an encoder ({known}), got {model_type!r}"
+            f"{did_you_mean(model_type, _ENCODERS)}"
+        )
+    return cast(EncoderFamily, importlib.import_module(f"{__name__}.{_ENCODERS[model_type]}"))
 
 
 def written_for(library: str) -> list[Written]:
