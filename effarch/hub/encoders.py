@@ -11,7 +11,7 @@ from flax import nnx
 
 from effarch import axes
 from effarch.config import UserError
-from effarch.hub.families import encoder_family, model_type
+from effarch.hub.families import EncoderFamily, encoder_family, model_type
 from effarch.hub.fields import Fields
 from effarch.hub.folder import CONFIG, find_tensors, read_config
 from effarch.hub.load import stored_dtype
@@ -28,6 +28,28 @@ _MAKE: dict[type[EncoderConfig], Callable[[Any], Encoder]] = {
     ClassifierConfig: make_classifier,
     MaskedLMConfig: make_masked_lm,
 }
+
+
+def read_encoder_config(folder: str | Path) -> EncoderConfig:
+    """Our config for the ``config.json`` and the names of the tensors of a folder; errors as :func:`load_encoder`."""
+    return _opened(locate(folder))[0]
+
+
+def _opened(folder: Path) -> tuple[EncoderConfig, EncoderFamily, dict[str, Tensor]]:
+    data, where = read_config(folder), str(folder / CONFIG)
+    found = encoder_family(model_type(data, where), where)
+    tensors = find_tensors(folder)
+    known = found.renamed(list(tensors))
+    theirs = {known.get(name, name): tensor for name, tensor in tensors.items()}
+    if len(theirs) < len(tensors):
+        raise UserError(f"{folder}: expected every tensor once, some are there under two names")
+    fields = Fields(data, where)
+    try:
+        config = found.config(fields, list(theirs))
+    except pydantic.ValidationError as error:  # of our configs: sizes that do not fit one another
+        raise UserError(f"{where}: {error.errors(include_url=False)[0]['msg']}") from error
+    fields.finish()
+    return config, found, theirs
 
 
 def load_encoder(
@@ -54,19 +76,7 @@ def load_encoder(
       UserError: anything in the folder that is missing, damaged, contradicts or is not supported; nothing is loaded.
     """
     folder = locate(folder)
-    data, where = read_config(folder), str(folder / CONFIG)
-    found = encoder_family(model_type(data, where), where)
-    tensors = find_tensors(folder)
-    known = found.renamed(list(tensors))
-    theirs = {known.get(name, name): tensor for name, tensor in tensors.items()}
-    if len(theirs) < len(tensors):
-        raise UserError(f"{folder}: expected every tensor once, some are there under two names")
-    fields = Fields(data, where)
-    try:
-        config = found.config(fields, list(theirs))
-    except pydantic.ValidationError as error:  # of our configs: sizes that do not fit one another
-        raise UserError(f"{where}: {error.errors(include_url=False)[0]['msg']}") from error
-    fields.finish()
+    config, found, theirs = _opened(folder)
     theirs = {name: tensor for name, tensor in theirs.items() if not found.ignored(name, config)}
     theirs = _without_copies(theirs, found.copies(config))
     stored = stored_dtype(theirs)

@@ -61,9 +61,9 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(scale) * families.draw(name, shape)
 
 
-def write(folder: Path, name: str, shapes: dict[str, tuple[int, ...]]) -> Path:
-    """A checkpoint of a case."""
-    return write_checkpoint(folder, CASES[name], ((key, draw(key, shape)) for key, shape in shapes.items()))
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The tensors of a case."""
+    return {key: draw(key, shape) for key, shape in shapes.items()}
 
 
 def stored(name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
@@ -86,7 +86,7 @@ def make(name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
         fresh.save_pretrained(Path(where) / "fresh")
         with safe_open(Path(where) / "fresh" / "model.safetensors", "np") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        folder = write(Path(where) / "drawn", name, shapes)
+        folder = write_checkpoint(Path(where) / "drawn", config, drawn(shapes).items())
         model, said = cls.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
     assert not said["missing_keys"] and not said["unexpected_keys"], said
     asked = {key: torch.tensor(value) for key, value in inputs(name).items()}

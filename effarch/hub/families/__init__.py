@@ -86,6 +86,8 @@ def family(model_type: str, where: str) -> Family:
     Raises:
       UserError: none of that name.
     """
+    if model_type in _ENCODERS:
+        raise UserError(f"{where}: model_type: {model_type} is an encoder: effarch.hub.load_encoder reads it")
     if model_type not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
         raise UserError(
