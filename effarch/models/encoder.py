@@ -97,8 +97,8 @@ class Encoder(nnx.Module):
         self.embed_norm = make_norm(config.norm, dim, config.norm_eps) if config.embed_norm else None
 
         def make(block: BlockConfig, layer: LayerInfo, rngs: nnx.Rngs) -> Block:
-            options = {"norm": config.norm, "eps": config.norm_eps, "norm_after": config.norm_after}
-            return Block(block, dim, **options, layer=layer, rngs=rngs)
+            norm, eps, after = config.norm, config.norm_eps, config.norm_after
+            return Block(block, dim, norm=norm, eps=eps, norm_after=after, layer=layer, rngs=rngs)
 
         blocks = [config.block(i) for i in range(config.num_layers)]
         self.stack = make_stack(blocks, make, key=rngs.params(), dtype=config.dtype, scan=config.scan_layers)
@@ -203,11 +203,11 @@ class Encoder(nnx.Module):
         pool = self.config.pool
         if pool == "class_token":
             return hidden[:, -1]
-        if pool == "class_token_first" or (pool == "first" and mask is None):
+        if pool == "class_token_first":
             return hidden[:, 0]
-        if pool == "first":
-            first = jnp.argmax(mask, axis=1)[:, None, None]
-            return jnp.take_along_axis(hidden, first, axis=1)[:, 0]
+        if pool == "first":  # behind padding on the left
+            at = 0 if mask is None else jnp.argmax(mask, axis=1)
+            return hidden[jnp.arange(len(hidden)), at]
         wide = hidden.astype(accumulator(hidden))
         if mask is None:
             return wide.mean(axis=1).astype(hidden.dtype)
