@@ -156,12 +156,6 @@ class Attention(Mixer):
         return self
 
 
-class StandIn(Protocol):
-    """A mixer whose config has ``stands_in_for_attention``."""
-
-    def from_attention(self, attention: Attention) -> Mixer: ...
-
-
 class SoftmaxAttentionMixer(Attention):
     """The module; see the file."""
 

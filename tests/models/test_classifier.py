@@ -107,7 +107,7 @@ def test_scanned_layers_are_unrolled_layers():
 
     @partial(jax.jit, compiler_options=tiny.FAST)
     def hidden(model, tokens):
-        return model.hidden(tokens, mask=jnp.asarray(MASK), form="recurrent").hidden  # compiles in a fraction of the time
+        return model.hidden(tokens, mask=jnp.asarray(MASK), form="recurrent").hidden  # compiles fast
 
     real = MASK[..., None].astype(np.float32)
     one, two = (hidden(model, tiny.tokens(B, T)) * real for model in (model, apart))
