@@ -1,8 +1,9 @@
 """The decoder language model: embedding, a stack of layers in any pattern of mixers, a head."""
 
+import collections
 import dataclasses
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import jax
@@ -85,12 +86,8 @@ class LMConfig(Config):
 
     def state_bytes(self, time: int) -> int:
         """Bytes that decoding carries per row with ``time`` tokens of context, all layers."""
-        total = 0
-        for i in range(self.num_layers):
-            block = self.block(i)
-            for part in (block.mixer, block.channel):
-                total += 0 if part is None else part.state_bytes(self.dim, time, jnp.dtype(self.dtype))
-        return total
+        blocks = collections.Counter(self.block(i) for i in range(self.num_layers))
+        return sum(n * _state_bytes(block, self.dim, time, self.dtype) for block, n in blocks.items())
 
     def flops(self, time: int) -> int:
         """Floating-point operations of the forward pass over one row of ``time`` tokens, head included."""
@@ -100,6 +97,13 @@ class LMConfig(Config):
             for part in (block.mixer, block.channel):
                 total += 0 if part is None else part.flops(self.dim, time)
         return total
+
+
+@lru_cache(maxsize=4096)
+def _state_bytes(block: BlockConfig, dim: int, time: int, dtype: str) -> int:
+    """Of one layer; kept, for each takes milliseconds and a break-even asks for sixty."""
+    parts = [part for part in (block.mixer, block.channel) if part is not None]
+    return sum(part.state_bytes(dim, time, jnp.dtype(dtype)) for part in parts)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["progress", "layers"], meta_fields=["version"])
