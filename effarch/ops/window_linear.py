@@ -53,7 +53,8 @@ def window_linear_attention(
       q, k, v: queries, keys and values, rotated at their own positions; Hk divides Hq.
       phi_q, phi_k: feature maps of queries and keys, given their positions too; no weight may be negative.
       log_share: c, natural log of what the linear terms are multiplied by.
-      window, sinks: as :func:`effarch.ops.attention.window_attention`, ``q_sink`` and ``cap`` too; the cap is on the window's logits.
+      window, sinks: as :func:`effarch.ops.attention.window_attention`, ``q_sink`` and ``cap`` too; the cap is on the
+        window's logits.
       positions: ``[B or 1, T]`` of each token in its document.
       state: the ring, and the state of the linear part; None: nothing seen, and nothing is carried.
       segments: documents; 0 is padding and the identity.
