@@ -13,6 +13,8 @@ from effarch.models.lm import make_lm
 from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
 from train.distill import DistillConfig, converted
+from train.distill_classifier import DistillClassifierConfig
+from train.distill_classifier import converted as converted_classifier
 from train.pretrain import PretrainConfig
 from train.recipes import RecipesConfig
 from train.sweep import SweepConfig
@@ -22,6 +24,7 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMANDS = {
     "train.classify": ClassifyConfig,
     "train.distill": DistillConfig,
+    "train.distill_classifier": DistillClassifierConfig,
     "train.pretrain": PretrainConfig,
     "train.recipes": RecipesConfig,
     "train.sweep": SweepConfig,
@@ -52,6 +55,12 @@ def test_config_builds(path, monkeypatch):
     if module == "train.sweep":
         for model in config.models().values():
             jax.eval_shape(partial(make_lm, model))
+        return
+    if module == "train.distill_classifier":
+        _, student = jax.eval_shape(partial(converted_classifier, config))
+        for stage in config.stages:
+            stage.transformation()
+            jax.eval_shape(stage.trains.split, student)
         return
     _, student = jax.eval_shape(partial(converted, config))
     assert student.config == student_config(config.teacher.model, config.student)

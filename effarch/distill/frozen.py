@@ -25,7 +25,7 @@ def in_dtype(lm: LM, dtype: DType) -> LM:
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params), rest)
 
 
-def freeze(teacher: LM, rules: axes.Rules) -> tuple[nnx.GraphDef, PyTree]:
+def freeze(teacher: nnx.Module, rules: axes.Rules) -> tuple[nnx.GraphDef, PyTree]:
     """Graph and variables of a teacher, every array where the rules have it: no device holds the whole under fsdp."""
     graph, state = nnx.split(teacher)
     return graph, jax.device_put(state, variable_shardings(state, rules))

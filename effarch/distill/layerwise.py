@@ -19,13 +19,17 @@ from effarch.distill.losses import LogitLoss
 from effarch.distill.matrices import MatrixLoss, matrix_loss
 from effarch.mixers.base import Context
 from effarch.models.block import Block
+from effarch.models.encoder import Encoder
 from effarch.models.lm import LM
+from effarch.models.stack import scan_layers
 from effarch.ops.precision import accumulator
 from effarch.training.step import LossFn, Scheduled
 from effarch.typing import Array, PyTree
 
 CHUNK = 256  # positions whose logits exist at a time
 Target = Literal["mixer_out", "block_out"]
+#: What has ``enter(batch) -> (stream, context, mask)`` and a stack.
+Layered = LM | Encoder
 
 
 def _replaced(layers: tuple[Block, ...]) -> bool:
@@ -36,18 +40,16 @@ def _replaced(layers: tuple[Block, ...]) -> bool:
 def align(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: HiddenLoss, target: Target = "mixer_out") -> LossFn:
     """Every layer of the student on the *teacher's* input of it, against the teacher's output.
 
-    The loss is averaged over layers; positions of real tokens count.
+    The loss is averaged over layers; positions of real tokens count. Of language models and of encoders.
 
     Args:
       target: the output of the mixer, or that of the whole block, residual stream included (MOHAWK, 2408.10189).
     """
 
     def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, frozen: PyTree) -> tuple:
-        teacher: LM = nnx.merge(teacher_graph, frozen)
-        student: LM = nnx.merge(graph, params, rest)
-        tokens, segment_ids = batch["tokens"], batch["segment_ids"]
-        ctx, _ = Context.of(*tokens.shape, segment_ids=segment_ids)
-        mask = segment_ids > 0
+        teacher: Layered = nnx.merge(teacher_graph, frozen)
+        student: Layered = nnx.merge(graph, params, rest)
+        x, ctx, mask = teacher.enter(batch)
 
         def body(carry: tuple, layers: tuple[Block, ...]) -> tuple[tuple, tuple]:
             x, teacher_shared, student_shared = carry
@@ -58,8 +60,9 @@ def align(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: HiddenLoss, 
             layer = hidden_loss(own[target], shown[target], mask, config)
             return (after, dict(theirs.shared), dict(mine.shared)), (layer.total, layer.weight, layer.metrics)
 
-        x = jax.lax.stop_gradient(teacher.embed(tokens, ctx.positions))
-        _, (totals, weights, metrics) = teacher.scan_layers(body, (x, {}, {}), student, remat=student.config.remat)
+        x = jax.lax.stop_gradient(x)
+        stacks = [teacher.stack, student.stack]
+        _, (totals, weights, metrics) = scan_layers(body, (x, {}, {}), stacks, remat=student.config.remat)
         count = totals.shape[0]
         return totals.sum() / count, weights[0], {name: x.sum() / count for name, x in metrics.items()}
 
@@ -75,11 +78,9 @@ def matrices(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: MatrixLos
     weights = config.kind == "cross_entropy"
 
     def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, frozen: PyTree) -> tuple:
-        teacher: LM = nnx.merge(teacher_graph, frozen)
-        student: LM = nnx.merge(graph, params, rest)
-        tokens, segment_ids = batch["tokens"], batch["segment_ids"]
-        ctx, _ = Context.of(*tokens.shape, segment_ids=segment_ids)
-        mask = segment_ids > 0
+        teacher: Layered = nnx.merge(teacher_graph, frozen)
+        student: Layered = nnx.merge(graph, params, rest)
+        x, ctx, mask = teacher.enter(batch)
 
         def body(carry: tuple, layers: tuple[Block, ...]) -> tuple[tuple, tuple]:
             x, teacher_shared, student_shared = carry
@@ -96,8 +97,9 @@ def matrices(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: MatrixLos
             total = matrix_loss(heads[1], heads[0], mask, config).total if heads else nothing
             return (after, *shared), (total, nothing + float(bool(heads)))
 
-        x = jax.lax.stop_gradient(teacher.embed(tokens, ctx.positions))
-        _, (totals, counted) = teacher.scan_layers(body, (x, {}, {}), student, remat=student.config.remat)
+        x = jax.lax.stop_gradient(x)
+        stacks = [teacher.stack, student.stack]
+        _, (totals, counted) = scan_layers(body, (x, {}, {}), stacks, remat=student.config.remat)
         total = totals.sum() / jnp.maximum(counted.sum(), 1)
         return total, mask.sum().astype(total.dtype), {config.kind: jax.lax.stop_gradient(total) / config.weight}
 

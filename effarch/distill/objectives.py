@@ -12,7 +12,7 @@ from flax import nnx
 
 from effarch.data.targets import shift
 from effarch.distill.chunked import chunked_cross_entropy, chunked_logit_loss, chunked_top_k_loss
-from effarch.distill.losses import LogitLoss, summed, token_nll
+from effarch.distill.losses import LogitLoss, logit_loss, summed, token_nll
 from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
 from effarch.training.step import LossFn
@@ -57,6 +57,20 @@ def classification(graph: nnx.GraphDef) -> LossFn:
         found = summed("cross_entropy", nll, batch["weights"])
         right = summed("correct", (jnp.argmax(logits, axis=-1) == labels).astype(nll.dtype), batch["weights"])
         return found.total, found.weight, found.metrics | right.metrics
+
+    return loss
+
+
+def class_logits(teacher_graph: nnx.GraphDef, graph: nnx.GraphDef, config: LogitLoss) -> LossFn:
+    """A divergence between the class distributions of teacher and student (1503.02531); batches as above."""
+
+    def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, frozen: PyTree) -> tuple:
+        teacher: Classifier = nnx.merge(teacher_graph, frozen)
+        student: Classifier = nnx.merge(graph, params, rest)
+        inputs, mask, kinds = batch["inputs"], batch.get("mask"), batch.get("token_types")
+        theirs = jax.lax.stop_gradient(teacher(inputs, mask=mask, token_types=kinds))
+        mine = student(inputs, mask=mask, token_types=kinds)
+        return tuple(logit_loss(mine, theirs, batch["labels"], batch["weights"], config))
 
     return loss
 

@@ -1,7 +1,7 @@
 """From a Transformer to a student: the same model with other mixers, and everything that can be copied copied."""
 
 import math
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from flax import nnx
 from effarch.config import Config
 from effarch.mixers.base import MixerChoice, MixerConfig
 from effarch.mixers.softmax_attention import Attention, SoftmaxAttention, StandIn
-from effarch.models.block import Block, BlockConfig
+from effarch.models.block import Block
+from effarch.models.encoder import Encoder, EncoderConfig
 from effarch.models.lm import LM, LMConfig
 from effarch.models.stack import Stack
 
@@ -38,8 +39,34 @@ class StudentConfig(Config):
             raise ValueError(f"mixer: expected one that takes over attention's weights, got {mixer.type_name}")
         return mixer
 
+    def in_place_of(self, attention: SoftmaxAttention, length: int | None) -> MixerConfig:
+        """The mixer for a layer: head layout as the attention's; ``length`` of rows, where they have one."""
+        return self.mixer.matching(attention)
 
-def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
+
+class EncoderStudentConfig(StudentConfig):
+    """What replaces an encoder's attention: mixers that take over none of its weights, too, whose own are fresh."""
+
+    mixer: MixerChoice = pydantic.Field("bidirectional", validate_default=True, description="what replaces attention")
+
+    @pydantic.field_validator("mixer")
+    @classmethod
+    def _can_stand_in(cls, mixer: MixerConfig) -> MixerConfig:
+        return mixer
+
+    def in_place_of(self, attention: SoftmaxAttention, length: int | None) -> MixerConfig:
+        """Made for rows of the teacher's length, where the mixer is for one and its own was not chosen."""
+        mixer = self.mixer.matching(attention)
+        if not mixer.fixed_length or getattr(mixer, "length", None) != type(mixer).model_fields["length"].default:
+            return mixer
+        return mixer.replace(length=length)
+
+
+C = TypeVar("C", bound=LMConfig | EncoderConfig)
+M = TypeVar("M", bound=LM | Encoder)
+
+
+def student_config(teacher: C, student: StudentConfig) -> C:
     """The teacher's config with its mixers replaced; head layout and rotary base follow the teacher where not given.
 
     Raises:
@@ -54,38 +81,41 @@ def student_config(teacher: LMConfig, student: StudentConfig) -> LMConfig:
         if student.pattern[i % len(student.pattern)] == "mixer" and i not in student.keep:
             if not isinstance(block.mixer, SoftmaxAttention):
                 raise ValueError(f"teacher: expected softmax attention in layer {i}, got {block.mixer.type_name}")
-            block = BlockConfig(mixer=student.mixer.matching(block.mixer), channel=block.channel)
+            block = block.replace(mixer=student.in_place_of(block.mixer, getattr(teacher, "length", None)))
         blocks.append(block)
     return teacher.replace(pattern=tuple(blocks))
 
 
-def _transfer_block(teacher: Block, student: Block) -> Block:
+def _transfer_block(teacher: Block, student: Block, config: MixerConfig) -> Block:
     student.mixer_norm = teacher.mixer_norm
     student.channel_norm = teacher.channel_norm
     student.mixer_post_norm = teacher.mixer_post_norm
     student.channel_post_norm = teacher.channel_post_norm
     student.channel = teacher.channel
     if isinstance(teacher.mixer, Attention) and type(teacher.mixer) is not type(student.mixer):
-        student.mixer = cast(StandIn, student.mixer).from_attention(teacher.mixer)
+        if config.stands_in_for_attention:
+            student.mixer = cast(StandIn, student.mixer).from_attention(teacher.mixer)
     else:
         student.mixer = teacher.mixer
     return student
 
 
-def transfer(teacher: LM, student: LM) -> LM:
-    """A student with the teacher's embeddings, norms, channel mixers and head.
+def transfer(teacher: M, student: M) -> M:
+    """A student with the teacher's embeddings, norms, channel mixers and heads.
 
-    Its mixers take over attention's weights. What has no counterpart (gates, decays, convolutions) keeps the
-    student's initial values. Pure: call it under ``jax.jit``.
+    Its mixers take over attention's weights, where they can. What has no counterpart (gates, decays, convolutions)
+    keeps the student's initial values. Pure: call it under ``jax.jit``.
 
     Args:
       teacher: the model to copy from. student: freshly initialised from :func:`student_config`.
     """
     graph, state = nnx.split(student)
     student = nnx.merge(graph, jax.tree.map(lambda x: x, state))  # variables of its own: the argument stays as it is
-    pairs = zip(teacher.stack.layers(), student.stack.layers(), strict=True)
-    student.stack = Stack.of(student.stack.layout, [_transfer_block(t, s) for t, s in pairs])
-    for name in ("embedding", "position_embedding", "embed_norm", "norm", "unembed"):
-        setattr(student, name, getattr(teacher, name))
+    mixers = [student.config.block(i).mixer for i in range(student.config.num_layers)]
+    layers = zip(teacher.stack.layers(), student.stack.layers(), mixers, strict=True)
+    student.stack = Stack.of(student.stack.layout, [_transfer_block(*layer) for layer in layers])
+    for name, part in vars(student).items():
+        if name != "stack" and isinstance(part, nnx.Module | nnx.Variable):
+            setattr(student, name, getattr(teacher, name))
     graph, state = nnx.split(student)
     return nnx.merge(graph, jax.tree.map(jnp.copy, state))  # arrays of its own

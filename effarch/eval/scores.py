@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -13,7 +14,7 @@ from effarch.data.rows import FIELDS
 from effarch.data.targets import shift
 from effarch.data.tokenizer import Tokenizer
 from effarch.distill.chunked import token_kl, token_scores
-from effarch.distill.losses import bits
+from effarch.distill.losses import LogitLoss, bits, masked_sum, token_divergence
 from effarch.distill.objectives import classification
 from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
@@ -158,3 +159,35 @@ def accuracy(model: Classifier, batches: Iterable[Batch]) -> float:
     if rows == 0:
         raise ValueError("batches: expected rows to classify, got none")
     return right / rows
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _distance_sums(
+    graph: nnx.GraphDef, teacher_graph: nnx.GraphDef, state: PyTree, teacher_state: PyTree, batch: Batch
+) -> tuple[Array, Array, Array]:
+    model, teacher = nnx.merge(graph, state), nnx.merge(teacher_graph, teacher_state)
+    asked = batch["inputs"], batch.get("mask"), batch.get("token_types")
+    mine, theirs = (classifier(asked[0], mask=asked[1], token_types=asked[2]) for classifier in (model, teacher))
+    kl = token_divergence(mine, theirs, LogitLoss())
+    same = (mine.argmax(axis=-1) == theirs.argmax(axis=-1)).astype(kl.dtype)
+    weights = jnp.asarray(batch["weights"])
+    return masked_sum(kl, weights), masked_sum(same, weights), weights.sum()
+
+
+def class_distance(model: Classifier, teacher: Classifier, batches: Iterable[Batch]) -> tuple[float, float]:
+    """KL(teacher || model) of the classes in bits per row, and the share of rows with the same likeliest class.
+
+    Args:
+      model, teacher: classifiers of the same classes. batches: as for :func:`accuracy`.
+
+    Raises:
+      ValueError: no rows.
+    """
+    graphs, states = zip(*(nnx.split(x) for x in (model, teacher)), strict=True)
+    kl = same = rows = 0.0
+    for batch in batches:
+        sums = _distance_sums(*graphs, *states, dict(batch))
+        kl, same, rows = (total + float(x) for total, x in zip((kl, same, rows), sums, strict=True))
+    if rows == 0:
+        raise ValueError("batches: expected rows to classify, got none")
+    return bits(kl / rows), same / rows

@@ -18,6 +18,8 @@ class ClassifierConfig(EncoderConfig):
 class Classifier(Encoder):
     """A classifier; the head starts at zero, so that every class is as likely at first."""
 
+    config: ClassifierConfig
+
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
         self.head = Linear(config.dim, config.classes, axes=("embed", "vocab"), bias=True, scale=0.0, rngs=rngs)

@@ -19,12 +19,12 @@ from effarch.mixers.base import Context, LayerInfo
 from effarch.models.block import TAPS, Block, BlockConfig, NormKind, make_norm
 from effarch.models.inputs import Ids, InputConfig, Patches
 from effarch.models.lm import DType, Output, Pattern, with_params_in
-from effarch.models.stack import Body, make_stack, scan_layers
+from effarch.models.stack import make_stack, scan_layers
 from effarch.nn.embedding import Embedding
 from effarch.nn.linear import Linear
 from effarch.ops.precision import accumulator
 from effarch.registry import Choice
-from effarch.typing import Array, Bool, Float, Int, PyTree
+from effarch.typing import Array, Bool, Float, Int
 
 
 class EncoderConfig(Config):
@@ -152,16 +152,6 @@ class Encoder(nnx.Module):
         x = x if self.embed_norm is None else self.embed_norm(x)
         return axes.constrain(x, "batch", "time", "embed"), ctx
 
-    def scan_layers(
-        self, body: Body, carry: PyTree, *others: "Encoder", remat: str | None = None
-    ) -> tuple[PyTree, PyTree]:
-        """``body(carry, (layer of this model, layer of each other)) -> (carry, y)`` over all layers, together.
-
-        See :func:`effarch.models.stack.scan_layers`.
-        """
-        stacks = [encoder.stack for encoder in (self, *others)]
-        return scan_layers(body, carry, stacks, remat=self.config.remat if remat is None else remat)
-
     def hidden(
         self,
         inputs: Array,
@@ -191,7 +181,7 @@ class Encoder(nnx.Module):
             x, _, after, shown = layers[0](x, None, dataclasses.replace(ctx, shared=shared), taps)
             return (axes.constrain(x, "batch", "time", "embed"), dict(after.shared)), shown
 
-        (x, _), shown = self.scan_layers(body, (x, {}))
+        (x, _), shown = scan_layers(body, (x, {}), [self.stack], remat=self.config.remat)
         return Output(x if self.norm is None else self.norm(x), None, shown)
 
     def pool(self, hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B D"]:

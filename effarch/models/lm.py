@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,7 +21,7 @@ from effarch.nn.embedding import Embedding
 from effarch.nn.head import Head
 from effarch.nn.linear import Linear
 from effarch.ops.precision import accumulator
-from effarch.typing import Array, Float, Int, PyTree
+from effarch.typing import Array, Bool, Float, Int, PyTree
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 Pattern = Annotated[tuple[BlockConfig, ...], pydantic.Field(min_length=1)]
@@ -209,6 +210,12 @@ class LM(nnx.Module):
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = x.astype(accumulator(x)) if self.config.residual_float32 else x
         return axes.constrain(x, "batch", "time", "embed")
+
+    def enter(self, batch: Mapping[str, Array]) -> tuple[Float[Array, "B T D"], Context, Bool[Array, "B T"]]:
+        """Of a batch of text, the stream before the first layer, its context, and which positions are tokens."""
+        ids = batch["segment_ids"]
+        ctx, _ = Context.of(*ids.shape, segment_ids=ids)
+        return self.embed(batch["tokens"], ctx.positions), ctx, ids > 0
 
     def scan_layers(self, body: Body, carry: PyTree, *others: "LM", remat: str | None = None) -> tuple[PyTree, PyTree]:
         """``body(carry, (layer of this model, layer of each other)) -> (carry, y)`` over all layers, together.

@@ -1,0 +1,207 @@
+"""Distills an encoder into a student with other mixers: ``python -m train.distill_classifier CONFIG.yaml [key=value]``.
+
+Teacher (trained, or reused), conversion, stages, the same student from scratch, and one table of them all, scored on
+the test set; nothing is chosen by it. Repeating the command continues a run that was stopped. Exit codes as
+``train.distill``.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import pydantic
+from flax import nnx
+
+from effarch.config import Config, UserError, main, to_yaml
+from effarch.data.batches import Batches, DataPosition
+from effarch.data.images import Digits, ImagesChoice, ImageSets
+from effarch.distill.encoder_stages import AlignEncoder, ClassLogits, EncoderStageChoice
+from effarch.distill.frozen import freeze
+from effarch.distill.plan import plan
+from effarch.distill.transfer import EncoderStudentConfig, student_config, transfer
+from effarch.hub import load_encoder, read_encoder_config
+from effarch.mixers.encoder_attention import EncoderAttention
+from effarch.mixers.gelu_mlp import GeluMLP
+from effarch.models.block import BlockConfig
+from effarch.models.classifier import Classifier, ClassifierConfig, make_classifier
+from effarch.models.lm import parameter_count
+from effarch.parallel.mesh import make_mesh
+from effarch.parallel.rules import make_rules
+from effarch.training.checkpoint import Checkpoints
+from effarch.training.faults import StopSignal
+from effarch.training.load import load_classifier
+from effarch.training.metrics import MetricsLog
+from effarch.training.optimizer import OptimizerConfig
+from effarch.training.profile import Profiler
+from effarch.training.run import Run, open_run, versions
+from train.alone import LoopConfig, abstractly
+from train.class_results import ClassResults
+from train.classify import ClassifyConfig, checked, classify
+from train.loop import Phase, Stopped, run_phase, saved, shardings, start
+
+_VIT = BlockConfig(mixer=EncoderAttention(num_heads=4, num_kv_heads=4, head_dim=16), channel=GeluMLP(hidden=128))
+
+
+class EncoderTeacherConfig(Config):
+    """The Transformer to distill."""
+
+    path: str | None = pydantic.Field(
+        None, description="folder of the Hugging Face hub (ViT), or of a run; null: <output_dir>/<run_name>/teacher"
+    )
+    steps: int = pydantic.Field(600, gt=0, description="updates, if it is to be trained")
+    model: ClassifierConfig = ClassifierConfig(pattern=(_VIT,), positions="learned")
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class EncoderScratchConfig(Config):
+    """The same student without a teacher, for as many updates: what distillation is compared with."""
+
+    train: bool = pydantic.Field(True, description="whether to train it")
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class DistillClassifierConfig(LoopConfig):
+    """A distillation of a classifier."""
+
+    data: ImagesChoice = pydantic.Field(Digits(), description="images and their split")
+    teacher: EncoderTeacherConfig = EncoderTeacherConfig()
+    student: EncoderStudentConfig = EncoderStudentConfig()
+    scratch: EncoderScratchConfig = EncoderScratchConfig()
+    stages: Annotated[tuple[EncoderStageChoice, ...], pydantic.Field(min_length=1)] = (AlignEncoder(), ClassLogits())
+
+    def alone(self, name: str, model: ClassifierConfig, steps: int, optimizer: OptimizerConfig) -> ClassifyConfig:
+        """A training below this run: same data, batches and seed; continued if it is there."""
+        shared = {name: getattr(self, name) for name in LoopConfig.model_fields}
+        place = {"output_dir": str(Path(self.output_dir) / self.run_name), "run_name": name}
+        shared |= {"checkpoint": self.checkpoint.replace(resume=True), **place}
+        return ClassifyConfig(**shared, data=self.data, model=model, steps=steps, optimizer=optimizer)
+
+
+def _on_the_hub(path: str) -> bool:
+    """Whether a teacher's folder is in the format of the Hugging Face hub; a run of ours has no ``config.json``."""
+    return (Path(path) / "config.json").exists() or not Path(path).exists()
+
+
+def teacher_config(config: DistillClassifierConfig) -> ClassifierConfig:
+    """The teacher's. Raises ``UserError`` where it is no classifier."""
+    path = config.teacher.path
+    if path is None:
+        return config.teacher.model
+    found = read_encoder_config(path) if _on_the_hub(path) else load_classifier(path).config
+    if not isinstance(found, ClassifierConfig):
+        raise UserError(f"teacher.path: expected a classifier, {path} has no head over classes")
+    return found
+
+
+def open_teacher(config: DistillClassifierConfig, sets: ImageSets, stop: StopSignal) -> Classifier:
+    """Trains it, or reads it."""
+    given, path = config.teacher, config.teacher.path
+    if path is None:
+        return classify(config.alone("teacher", given.model, given.steps, given.optimizer), sets, stop)
+    found = load_encoder(path) if _on_the_hub(path) else load_classifier(path)
+    assert isinstance(found, Classifier)  # teacher_config looked
+    return found
+
+
+def distill(
+    config: DistillClassifierConfig,
+    run: Run,
+    teacher: Classifier,
+    student: Classifier,
+    sets: ImageSets,
+    results: ClassResults,
+) -> Classifier:
+    """The stages, one after the other; what each leaves behind is scored."""
+    rules = make_rules(make_mesh(config.mesh))
+    teacher_graph, frozen = freeze(teacher, rules)
+    graph = nnx.split(student)[0]
+    with (
+        Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
+        Profiler(run.folder, config.profile) as profiler,
+        MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
+    ):
+        for place in plan(config.stages, batch_size=config.batch_size, seq_len=sets.train.seq_len, tokens=None):
+            stage, (tx, schedule) = place.stage, place.stage.transformation()
+            objective = stage.objective(teacher_graph, graph)
+            span = (place.name, place.first, place.last)
+            phase = Phase(*span, objective, tx, schedule, frozen=(frozen,), trains=stage.trains)
+            newest = checkpoints.latest() or 0
+            if newest > phase.last:
+                continue  # a later stage was reached
+            batches = Batches(sets.train, place.batch_size, config.seed)
+            if newest > phase.first:
+                state, at, _ = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
+                position = DataPosition(*at)
+            else:
+                state = start(phase, student, config.seed, rules)
+                position = batches.position_after(place.batches_before)
+            about = {"classifier": student.config.model_dump(mode="json"), "config": to_yaml(config)}
+            about |= {"versions": versions(), "images": sets.digest, "trains": stage.trains.model_dump(mode="json")}
+            state, _ = run_phase(
+                phase,
+                state,
+                position,
+                batches=batches,
+                placement=shardings(phase, student, config.seed, rules),
+                rules=rules,
+                grad_accum=config.grad_accum,
+                checkpoints=checkpoints,
+                about=about,
+                log=log,
+                log_every=config.log.every,
+                profiler=profiler,
+                stop=results.stop,
+            )
+            student = stage.trains.model(graph, state.params, state.rest)
+            results.measure(f"student, after {place.name}", student)
+    return student
+
+
+def converted(config: DistillClassifierConfig) -> tuple[Classifier, Classifier]:
+    """A fresh teacher, and its student: what must be possible before anything is trained."""
+    teacher = make_classifier(teacher_config(config))
+    return teacher, transfer(teacher, make_classifier(student_config(teacher.config, config.student)))
+
+
+def run(config: DistillClassifierConfig, dry_run: bool = False) -> int:
+    """The command."""
+    teacher, student = abstractly(lambda: converted(config))
+    for stage in config.stages:
+        stage.transformation()
+        jax.eval_shape(stage.trains.split, student)
+    sets = checked(config.alone("teacher", teacher.config, 1, OptimizerConfig()))
+    if dry_run:
+        for name, model in (("teacher", teacher), ("student", student)):
+            print(f"{name}: {parameter_count(model):,} parameters")
+        return 0
+    with StopSignal() as stop:
+        try:
+            with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as opened:
+                _run(config, opened, student.config, sets, stop)
+        except Stopped as stopped:
+            print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
+            return stopped.code
+    return 0
+
+
+def _run(
+    config: DistillClassifierConfig, opened: Run, wanted: ClassifierConfig, sets: ImageSets, stop: StopSignal
+) -> None:
+    results = ClassResults(opened.folder, config, sets, stop)
+    teacher = open_teacher(config, sets, stop)
+    results.measure("teacher", teacher)
+    if config.scratch.train:
+        steps = sum(stage.steps for stage in config.stages)
+        alone = classify(config.alone("scratch", wanted, steps, config.scratch.optimizer), sets, stop)
+        results.measure("student, from scratch", alone)
+    student = jax.jit(lambda model: transfer(model, make_classifier(wanted, config.seed)))(teacher)
+    results.measure("student, converted", student)
+    distill(config, opened, teacher, student, sets, results)
+    results.write()
+
+
+if __name__ == "__main__":
+    command = partial(main, DistillClassifierConfig, run, prog="python -m train.distill_classifier")
+    sys.exit(command(description="Distills a Transformer that classifies images."))
