@@ -57,7 +57,7 @@ def test_config_builds(path, monkeypatch):
             jax.eval_shape(partial(make_lm, model))
         return
     if module == "train.distill_classifier":
-        _, student = jax.eval_shape(partial(converted_classifier, config))
+        _, student = jax.eval_shape(partial(converted_classifier, config, config.teacher.model))
         for stage in config.stages:
             stage.transformation()
             jax.eval_shape(stage.trains.split, student)

@@ -14,14 +14,13 @@ import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, UserError, main, to_yaml
+from effarch.config import Config, main, to_yaml
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.images import Digits, ImagesChoice, ImageSets
 from effarch.distill.encoder_stages import AlignEncoder, ClassLogits, EncoderStageChoice
 from effarch.distill.frozen import freeze
 from effarch.distill.plan import plan
 from effarch.distill.transfer import EncoderStudentConfig, student_config, transfer
-from effarch.hub import load_encoder, read_encoder_config
 from effarch.mixers.encoder_attention import EncoderAttention
 from effarch.mixers.gelu_mlp import GeluMLP
 from effarch.models.block import BlockConfig
@@ -31,13 +30,13 @@ from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
-from effarch.training.load import load_classifier
 from effarch.training.metrics import MetricsLog
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run, versions
 from train.alone import LoopConfig, abstractly
 from train.class_results import ClassResults
+from train.class_teacher import open_teacher, teacher_config
 from train.classify import ClassifyConfig, checked, classify
 from train.loop import Phase, Stopped, run_phase, saved, shardings, start
 
@@ -48,7 +47,9 @@ class EncoderTeacherConfig(Config):
     """The Transformer to distill."""
 
     path: str | None = pydantic.Field(
-        None, description="folder of the Hugging Face hub (ViT), or of a run; null: <output_dir>/<run_name>/teacher"
+        None,
+        description="folder of the Hugging Face hub (a ViT), hf:NAME of one there, or folder of a finished run; null: "
+        "it is trained, in <output_dir>/<run_name>/teacher",
     )
     steps: int = pydantic.Field(600, gt=0, description="updates, if it is to be trained")
     model: ClassifierConfig = ClassifierConfig(pattern=(_VIT,), positions="learned")
@@ -77,32 +78,6 @@ class DistillClassifierConfig(LoopConfig):
         place = {"output_dir": str(Path(self.output_dir) / self.run_name), "run_name": name}
         shared |= {"checkpoint": self.checkpoint.replace(resume=True), **place}
         return ClassifyConfig(**shared, data=self.data, model=model, steps=steps, optimizer=optimizer)
-
-
-def _on_the_hub(path: str) -> bool:
-    """Whether a teacher's folder is in the format of the Hugging Face hub; a run of ours has no ``config.json``."""
-    return (Path(path) / "config.json").exists() or not Path(path).exists()
-
-
-def teacher_config(config: DistillClassifierConfig) -> ClassifierConfig:
-    """The teacher's. Raises ``UserError`` where it is no classifier."""
-    path = config.teacher.path
-    if path is None:
-        return config.teacher.model
-    found = read_encoder_config(path) if _on_the_hub(path) else load_classifier(path).config
-    if not isinstance(found, ClassifierConfig):
-        raise UserError(f"teacher.path: expected a classifier, {path} has no head over classes")
-    return found
-
-
-def open_teacher(config: DistillClassifierConfig, sets: ImageSets, stop: StopSignal) -> Classifier:
-    """Trains it, or reads it."""
-    given, path = config.teacher, config.teacher.path
-    if path is None:
-        return classify(config.alone("teacher", given.model, given.steps, given.optimizer), sets, stop)
-    found = load_encoder(path) if _on_the_hub(path) else load_classifier(path)
-    assert isinstance(found, Classifier)  # teacher_config looked
-    return found
 
 
 def distill(
@@ -159,15 +134,16 @@ def distill(
     return student
 
 
-def converted(config: DistillClassifierConfig) -> tuple[Classifier, Classifier]:
-    """A fresh teacher, and its student: what must be possible before anything is trained."""
-    teacher = make_classifier(teacher_config(config))
+def converted(config: DistillClassifierConfig, of: ClassifierConfig) -> tuple[Classifier, Classifier]:
+    """A fresh teacher of a config, and its student: what must be possible before anything is trained."""
+    teacher = make_classifier(of)
     return teacher, transfer(teacher, make_classifier(student_config(teacher.config, config.student)))
 
 
 def run(config: DistillClassifierConfig, dry_run: bool = False) -> int:
     """The command."""
-    teacher, student = abstractly(lambda: converted(config))
+    of = teacher_config(config)
+    teacher, student = abstractly(lambda: converted(config, of))
     for stage in config.stages:
         stage.transformation()
         jax.eval_shape(stage.trains.split, student)
