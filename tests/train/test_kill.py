@@ -90,9 +90,9 @@ def test_kill_9_of_a_distillation_at_20_random_moments(root, files):
         folder = root / "runs" / name
         return tiny.contents(folder), tiny.contents(folder / "scratch")
 
-    tiny.finish(tiny.process("train.distill", arguments("whole"), root / "cache"))
+    tiny.finish(tiny.process("train.distill", arguments("whole"), root / "cache"), seconds=1200)
     begun = time.monotonic()  # now that everything is compiled
-    tiny.finish(tiny.process("train.distill", arguments("again"), root / "cache"))
+    tiny.finish(tiny.process("train.distill", arguments("again"), root / "cache"), seconds=1200)
     seconds, expected = time.monotonic() - begun, kept("whole")
     assert kept("again") == expected
     kills, names = 0, iter(f"killed-{n}" for n in range(20))
@@ -108,6 +108,6 @@ def test_kill_9_of_a_distillation_at_20_random_moments(root, files):
                 running.communicate()
                 kills += not finished
             else:
-                tiny.finish(running)
+                tiny.finish(running, seconds=1200)
                 finished = True
         assert kept(name) == expected, name

@@ -80,9 +80,9 @@ def process(module: str, arguments: list[str], cache: Path) -> subprocess.Popen:
     )
 
 
-def finish(running: subprocess.Popen, code: int = 0) -> str:
-    """What it printed; it must end with this exit code."""
-    output, _ = running.communicate(timeout=300)
+def finish(running: subprocess.Popen, code: int = 0, seconds: float = 300) -> str:
+    """What it printed; it must end with this exit code, in time."""
+    output, _ = running.communicate(timeout=seconds)
     assert running.returncode == code, output
     return output
 
