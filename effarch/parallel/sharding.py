@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from effarch import axes
+from effarch.config import UserError
 from effarch.typing import PyTree
 
 T = TypeVar("T")
@@ -75,14 +76,14 @@ def put_batch(batch: PyTree, rules: axes.Rules) -> PyTree:
     """This process's rows of a batch, laid out over the mesh.
 
     Raises:
-      ValueError: the rows do not divide over the devices.
+      UserError: the rows do not divide over the devices.
     """
     sharding = batch_sharding(rules)
     ways = math.prod(rules.mesh.shape[axis] for axis in rules.mesh_axes("batch"))
     for x in jax.tree.leaves(batch):
         rows = x.shape[0] * jax.process_count()
         if rows % ways:
-            raise ValueError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {rows} rows")
+            raise UserError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {rows} rows")
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
