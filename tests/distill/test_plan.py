@@ -48,7 +48,7 @@ def test_shares_that_do_not_fit(shares, tokens, line):
 def test_what_stages_train():
     assert Align().trains == Mixers() and Logits().trains == All() == CrossEntropy().trains
     assert Logits(trains={"type": "lora", "rank": 4}).trains == LoRA(rank=4)
-    with pytest.raises(ValueError, match="expected what alignment reaches, mixers, lora or named, got all"):
+    with pytest.raises(ValueError, match="expected what align reaches, mixers, lora or named, got all"):
         Align(trains="all")
     stage = OnPolicy().ending_with(3)
     assert stage.end_token == 3 and OnPolicy(end_token=5).ending_with(3).end_token == 5

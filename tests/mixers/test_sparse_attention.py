@@ -49,7 +49,7 @@ def made(name):
     @jax.jit
     def heads(x):
         q, k, v = mixer.project(x)
-        return mixer.rotate(q, ctx.positions), mixer.rotate(k, ctx.positions), v
+        return mixer.rotate(q, ctx), mixer.rotate(k, ctx), v
 
     o = pattern(*heads(x), IDS, SEES[name])
     return mixer, x, np.einsum("bthk,hkd->btd", o, mixer.qkv.o.kernel[...])

@@ -80,7 +80,7 @@ def test_the_matrix_times_the_values_is_the_output():
 
 
 WEIGHTS = {
-    *("softmax_attention", "sliding_window", "forgetting_attention", "mla"),
+    *("softmax_attention", "encoder_attention", "sliding_window", "window_linear", "forgetting_attention", "mla"),
     *("linear_attention", "hedgehog", "t2r", "performer", "cosformer", "based", "rebased"),
 }
 OTHERS = {
