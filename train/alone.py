@@ -18,7 +18,7 @@ from effarch.training.metrics import LogConfig, MetricsLog
 from effarch.training.profile import ProfileConfig, Profiler
 from effarch.training.run import open_run
 from effarch.training.state import TrainState
-from train.loop import Phase, run_phase, saved, shardings, start
+from train.loop import Phase, resumed, run_phase, shardings
 
 T = TypeVar("T")
 
@@ -75,12 +75,7 @@ def train_alone(
         Profiler(run.folder, config.profile) as profiler,
     ):
         begin(run.folder)
-        newest = checkpoints.latest()
-        if newest is None:
-            state, position, seconds = start(phase, make, config.seed, rules), DataPosition(), 0.0
-        else:
-            state, at, note = checkpoints.restore(newest, saved(phase, make, config.seed, rules))
-            position, seconds = DataPosition(*at), note.get("seconds", 0.0)
+        state, position, seconds = resumed(phase, make, config.seed, rules, checkpoints, DataPosition())
         with MetricsLog(run.folder, int(state.step), config.log.tensorboard) as log:
             state, _ = run_phase(
                 phase,

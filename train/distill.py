@@ -15,7 +15,7 @@ from flax import nnx
 
 from effarch import axes
 from effarch.config import Config, main
-from effarch.data.batches import Batches, DataPosition
+from effarch.data.batches import Batches
 from effarch.data.prepare import Prepared
 from effarch.distill.frozen import freeze, in_dtype
 from effarch.distill.plan import Planned, plan
@@ -35,7 +35,7 @@ from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run
 from train.alone import abstractly
 from train.answers import answered, cached
-from train.loop import Phase, Stopped, metadata, run_phase, saved, shardings, start
+from train.loop import Phase, Stopped, metadata, resumed, run_phase, shardings
 from train.pretrain import PretrainConfig, RunConfig, evaluation, pretrain
 from train.results import CONVERTED, SCRATCH, TEACHER, Results, windowed
 from train.teacher import open_teacher, prepare_text, teacher_config
@@ -128,18 +128,13 @@ def distill(
                 evaluate_every=config.eval.every,
                 trains=stage.trains,
             )
-            newest = checkpoints.latest() or 0
-            if newest > phase.last:
+            if (checkpoints.latest() or 0) > phase.last:
                 continue  # a later stage was reached
             same = place.seq_len == config.seq_len
             text = prepared if same else prepare_text(config, place.seq_len)
             batches = Batches(text.train, place.batch_size, config.seed)
-            if newest > phase.first:
-                state, at, note = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
-                position, seconds = DataPosition(*at), note.get("seconds", 0.0)
-            else:
-                state, seconds = start(phase, student, config.seed, rules), 0.0
-                position = batches.position_after(place.batches_before)
+            begins_at = batches.position_after(place.batches_before)
+            state, position, seconds = resumed(phase, student, config.seed, rules, checkpoints, begins_at)
             state, _ = run_phase(
                 phase,
                 state,

@@ -15,7 +15,7 @@ import pydantic
 from flax import nnx
 
 from effarch.config import Config, main, to_yaml
-from effarch.data.batches import Batches, DataPosition
+from effarch.data.batches import Batches
 from effarch.data.images import Digits, ImagesChoice, ImageSets
 from effarch.distill.encoder_stages import AlignEncoder, ClassLogits, EncoderStageChoice
 from effarch.distill.frozen import freeze
@@ -38,7 +38,7 @@ from train.alone import LoopConfig, abstractly
 from train.class_results import ClassResults
 from train.class_teacher import open_teacher, teacher_config
 from train.classify import ClassifyConfig, checked, classify
-from train.loop import Phase, Stopped, run_phase, saved, shardings, start
+from train.loop import Phase, Stopped, resumed, run_phase, shardings
 
 _VIT = BlockConfig(mixer=EncoderAttention(num_heads=4, num_kv_heads=4, head_dim=16), channel=GeluMLP(hidden=128))
 
@@ -102,16 +102,11 @@ def distill(
             objective = stage.objective(teacher_graph, graph)
             span = (place.name, place.first, place.last)
             phase = Phase(*span, objective, tx, schedule, frozen=(frozen,), trains=stage.trains)
-            newest = checkpoints.latest() or 0
-            if newest > phase.last:
+            if (checkpoints.latest() or 0) > phase.last:
                 continue  # a later stage was reached
             batches = Batches(sets.train, place.batch_size, config.seed)
-            if newest > phase.first:
-                state, at, _ = checkpoints.restore(newest, saved(phase, student, config.seed, rules))
-                position = DataPosition(*at)
-            else:
-                state = start(phase, student, config.seed, rules)
-                position = batches.position_after(place.batches_before)
+            begins_at = batches.position_after(place.batches_before)
+            state, position, seconds = resumed(phase, student, config.seed, rules, checkpoints, begins_at)
             about = {"classifier": student.config.model_dump(mode="json"), "config": to_yaml(config)}
             about |= {"versions": versions(), "images": sets.digest, "trains": stage.trains.model_dump(mode="json")}
             state, _ = run_phase(
@@ -128,6 +123,7 @@ def distill(
                 log_every=config.log.every,
                 profiler=profiler,
                 stop=results.stop,
+                seconds=seconds,
             )
             student = stage.trains.model(graph, state.params, state.rest)
             results.measure(f"student, after {place.name}", student)

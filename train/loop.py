@@ -85,6 +85,25 @@ def saved(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, 
     return abstract_state(lambda: _abstract(phase, make, seed), phase.tx, rules)
 
 
+def resumed(
+    phase: Phase,
+    make: Callable[[], nnx.Module] | nnx.Module,
+    seed: int,
+    rules: axes.Rules,
+    checkpoints: Checkpoints,
+    begins_at: DataPosition,
+) -> tuple[TrainState, DataPosition, float]:
+    """Where a phase goes on: its newest checkpoint, or its first step with the data at ``begins_at``.
+
+    Returns the state, the data position, and the seconds that its steps have taken so far.
+    """
+    newest = checkpoints.latest() or 0
+    if newest <= phase.first:
+        return start(phase, make, seed, rules), begins_at, 0.0
+    state, at, note = checkpoints.restore(newest, saved(phase, make, seed, rules))
+    return state, DataPosition(*at), note.get("seconds", 0.0)
+
+
 def _abstract(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int) -> TrainState:
     return jax.eval_shape(lambda: phase.state(make if isinstance(make, nnx.Module) else make(), seed))
 

@@ -103,6 +103,12 @@ def qwen_windows(fields: Fields, count: int) -> list[int | None]:
     return windows(fields, kinds, window)
 
 
+def pattern(blocks: Sequence[BlockConfig]) -> tuple[BlockConfig, ...]:
+    """The shortest list of blocks that these repeat."""
+    whole = range(len(blocks))
+    return next(tuple(blocks[:n]) for n in range(1, len(blocks) + 1) if all(blocks[i] == blocks[i % n] for i in whole))
+
+
 def lm(fields: Fields, blocks: Sequence[BlockConfig], *, tied: bool = False, **more: Any) -> LMConfig:
     """The model of these layers, its pattern as short as it can be.
 
@@ -110,7 +116,6 @@ def lm(fields: Fields, blocks: Sequence[BlockConfig], *, tied: bool = False, **m
       blocks: its layers. tied: the family's own default. more: fields of our config; ``dim`` and ``norm_eps`` are
         ``hidden_size`` and ``rms_norm_eps`` (1e-6 by default) where they are not given.
     """
-    period = next(p for p in range(1, len(blocks) + 1) if all(b == blocks[i % p] for i, b in enumerate(blocks)))
     if "dim" not in more:
         more["dim"] = fields.positive("hidden_size")
     if "norm_eps" not in more:
@@ -118,7 +123,7 @@ def lm(fields: Fields, blocks: Sequence[BlockConfig], *, tied: bool = False, **m
     return LMConfig(
         vocab_size=fields.positive("vocab_size"),
         num_layers=len(blocks),
-        pattern=tuple(blocks[:period]),
+        pattern=pattern(blocks),
         tie_embeddings=fields.take("tie_word_embeddings", bool, tied),
         **more,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from effarch.config import UserError
+from effarch.hub.families import decoder
 from effarch.hub.fields import Fields
 from effarch.hub.rules import Rule, Shape, linear, same
 from effarch.mixers.base import MixerConfig
@@ -55,7 +56,7 @@ def language_model(fields: Fields, mixer: MixerConfig, *, hidden_ratio: float = 
         vocab_size=fields.positive("vocab_size"),
         dim=dim,
         num_layers=layers,
-        pattern=pattern([BlockConfig(mixer=m, channel=channel) for m in mixers(fields, mixer)]),
+        pattern=decoder.pattern([BlockConfig(mixer=m, channel=channel) for m in mixers(fields, mixer)]),
         norm_eps=fields.take("norm_eps", float, 1e-6),
         tie_embeddings=fields.take("tie_word_embeddings", bool, False),
     )
@@ -89,20 +90,9 @@ def mixers(fields: Fields, mixer: MixerConfig) -> list[MixerConfig]:
     return found
 
 
-def pattern(blocks: list[BlockConfig]) -> tuple[BlockConfig, ...]:
-    """The shortest list of blocks that these repeat."""
-    whole = range(len(blocks))
-    return next(tuple(blocks[:n]) for n in range(1, len(blocks) + 1) if all(blocks[i] == blocks[i % n] for i in whole))
-
-
 def model_rules(config: LMConfig, names: Mapping[str, Shape], layer: Layer) -> list[Rule]:
     """The tensors of a model; ``layer`` gives those of a recurrent layer."""
-    found = [
-        same("embedding.table", "model.embeddings.weight", names["embedding.table"]),
-        same("norm.weight", "model.norm.weight", names["norm.weight"]),
-    ]
-    if not config.tie_embeddings:
-        found.append(linear("unembed.kernel", "lm_head.weight", names["unembed.kernel"]))
+    found = decoder.ends(config, names, table="model.embeddings", norm="model.norm")
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
         for mine, name in (("mixer_norm", "attn_norm"), ("channel_norm", "mlp_norm")):

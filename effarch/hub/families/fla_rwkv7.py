@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effarch.config import UserError
-from effarch.hub.families import fla
+from effarch.hub.families import decoder, fla
 from effarch.hub.fields import Fields
 from effarch.hub.rules import Rule, Shape, linear, same
 from effarch.mixers.rwkv7 import RWKV7
@@ -43,7 +43,7 @@ def config(fields: Fields) -> LMConfig:
         vocab_size=fields.positive("vocab_size"),
         dim=dim,
         num_layers=layers,
-        pattern=fla.pattern([BlockConfig(mixer=m, channel=channel) for m in fla.mixers(fields, mixer)]),
+        pattern=decoder.pattern([BlockConfig(mixer=m, channel=channel) for m in fla.mixers(fields, mixer)]),
         norm="layer",
         norm_eps=eps,
         embed_norm=True,

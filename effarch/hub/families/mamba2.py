@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from effarch.config import UserError
-from effarch.hub.families import fla
+from effarch.hub.families import decoder, fla
 from effarch.hub.fields import Fields
-from effarch.hub.rules import Rule, Shape, concatenated, linear, same
+from effarch.hub.rules import Rule, Shape, concatenated, same
 from effarch.mixers.mamba2 import Mamba2
 from effarch.models.block import BlockConfig
 from effarch.models.lm import LMConfig
@@ -56,12 +56,7 @@ def config(fields: Fields) -> LMConfig:
 
 def rules(config: LMConfig, names: Mapping[str, Shape]) -> list[Rule]:
     """The tensors of a model."""
-    found = [
-        same("embedding.table", "backbone.embeddings.weight", names["embedding.table"]),
-        same("norm.weight", "backbone.norm_f.weight", names["norm.weight"]),
-    ]
-    if not config.tie_embeddings:
-        found.append(linear("unembed.kernel", "lm_head.weight", names["unembed.kernel"]))
+    found = decoder.ends(config, names, table="backbone.embeddings", norm="backbone.norm_f")
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}.mixer", f"backbone.layers.{i}.mixer"
         norm = f"layers.{i}.mixer_norm.weight"
