@@ -1,4 +1,4 @@
-"""Figures of a compiled program: bytes it needs, loop iterations, FLOPs of its matrix products, bytes it moves.
+"""Figures of a compiled program: bytes it needs, loops, FLOPs of its matrix products, bytes it moves and sends.
 
 Loops are counted as often as they run, which a compiler's own cost analysis does not.
 """
@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from effarch.bench import products
+from effarch.bench.collectives import Collective, collective
 from effarch.bench.hlo import Computation, Module, parse
 from effarch.bench.loops import trip_count
 from effarch.bench.traffic import traffic
@@ -33,12 +34,14 @@ class Counts:
       flops: FLOPs of matrix products by the arithmetic they ask for, see ``products.KINDS``.
       traffic: bytes between memory and cores, each instruction for itself. loops: iterations of all loops together.
       opaque: names of kernels in which products cannot be counted, sorted.
+      collectives: what a device says to others, one entry per kind and group of devices.
     """
 
     flops: dict[str, int] | None
     traffic: int | None
     loops: int | None
     opaque: tuple[str, ...] = ()
+    collectives: tuple[Collective, ...] = ()
 
     @property
     def total_flops(self) -> int | None:
@@ -86,7 +89,8 @@ def counts(compiled: Any) -> Counts:
     tally = _Walk(module).of(module.entry)
     if tally.unknown:
         return Counts(None, None, None, tuple(sorted(tally.opaque)))
-    return Counts(dict(tally.flops), tally.traffic, tally.loops, tuple(sorted(tally.opaque)))
+    said = tuple(Collective(*key, *found) for key, found in sorted(tally.said.items()))
+    return Counts(dict(tally.flops), tally.traffic, tally.loops, tuple(sorted(tally.opaque)), said)
 
 
 @dataclasses.dataclass
@@ -95,6 +99,7 @@ class _Tally:
     traffic: int = 0
     loops: int = 0
     opaque: set[str] = dataclasses.field(default_factory=set)
+    said: dict[tuple, tuple[int, int]] = dataclasses.field(default_factory=dict)  # (kind, group): calls, bytes
     unknown: bool = False  # a loop ran an unknown number of times
 
     def add(self, other: "_Tally", times: int = 1, *, moves: bool = True) -> None:
@@ -103,7 +108,13 @@ class _Tally:
         self.traffic += times * other.traffic if moves else 0
         self.loops += times * other.loops
         self.opaque |= other.opaque
+        for key, (count, size) in other.said.items():
+            self.say(key, times * count, times * size)
         self.unknown |= other.unknown
+
+    def say(self, key: tuple, count: int, size: int) -> None:
+        before = self.said.get(key, (0, 0))
+        self.said[key] = (before[0] + count, before[1] + size)
 
 
 class _Walk:
@@ -123,6 +134,8 @@ class _Walk:
         for instruction in computation.instructions:
             opcode, called = instruction.opcode, instruction.called()
             tally.traffic += traffic(self.module, computation, instruction)
+            if said := collective(self.module, computation, instruction):
+                tally.say((said.kind, said.group), said.count, said.bytes)
             if (found := products.flops(computation, instruction)) is not None:
                 tally.flops[products.kind(computation, instruction)] += found
             elif opcode == "custom-call":

@@ -11,6 +11,7 @@ BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0, "tuple": 0, "c64": 64, "
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=?]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.$:-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.$:-]+) \(.*\{$")
+_DEVICES = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.$:-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
@@ -86,10 +87,11 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """All computations by name, and the one where the program starts."""
+    """All computations by name, the one where the program starts, and how many devices run it together."""
 
     computations: Mapping[str, Computation]
     entry: Computation
+    devices: int = 1
 
 
 def parse(text: str) -> Module:
@@ -109,7 +111,8 @@ def parse(text: str) -> Module:
             root = found if line.lstrip().startswith("ROOT ") else root
     if entry is None:
         raise ValueError("text: expected the HLO of a compiled program, got none with an ENTRY computation")
-    return Module(computations, entry)
+    header = text[: text.find("\n")]
+    return Module(computations, entry, math.prod(int(count) for count in _DEVICES.findall(header)))
 
 
 def shapes(text: str) -> tuple[Shape, ...]:

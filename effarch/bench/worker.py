@@ -77,6 +77,7 @@ def _peer(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def _target(subject: Any) -> dict[str, Any]:
     from effarch.bench import targets
+    from effarch.bench.estimate import compile_for
     from effarch.ops.platform import tracing_for
 
     target, program = targets.get(subject.target), subject.program()
@@ -84,7 +85,7 @@ def _target(subject: Any) -> dict[str, Any]:
         if reason := subject.refused():
             return {"reason": reason}
         traffic = program.bytes
-    found = targets.compile_for(target, program, donated=program.donated)
+    found = compile_for(target, program, donated=program.donated)
     held = found.memory
     return {
         "estimated_seconds": found.seconds,

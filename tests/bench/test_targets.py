@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import effarch.mixers  # noqa: F401  (registers)
-from effarch.bench import targets
+from effarch.bench import estimate, targets
 from effarch.bench.products import KINDS
 from effarch.bench.run import ask
 from effarch.bench.subject import Subject
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp
-from effarch.bench.targets import compile_for, get
+from effarch.bench.estimate import compile_for
+from effarch.bench.targets import get
 from effarch.ops.platform import platform
 
 class Program:
@@ -70,7 +71,7 @@ def test_a_program_compiles_for_a_target_and_one_too_large_does_not_fit(name):
 
 
 def test_targets_are_what_their_names_say():
-    assert {"v5e", "v5p", "v6e", "h100"} <= set(targets.TARGETS)
+    assert {"v5e", "v5p", "v6e", "h100", "h200"} <= set(targets.TARGETS)
     for name, target in targets.TARGETS.items():
         assert target.name == name and set(target.peaks) == set(KINDS)
         assert target.environment()["JAX_PLATFORMS"] == "cpu"
@@ -103,15 +104,15 @@ def test_a_missing_compiler_is_one_line_that_names_the_extra(monkeypatch):
     ],
 )
 def test_what_does_not_fit_is_told_in_bytes(message, expected):
-    assert targets.does_not_fit(message) == expected
+    assert estimate.does_not_fit(estimate.needed(message)) == expected
 
 
 def test_the_roofline_is_the_longer_of_computing_and_moving():
     v5e = targets.get("v5e")
-    assert targets.roofline(v5e, {"bf16": 197 * 10**12}, 819) == (1.0, "compute")
-    assert targets.roofline(v5e, {"f32_highest": 197 * 10**12}, 819)[0] == pytest.approx(6.0)
-    assert targets.roofline(v5e, {"bf16": 197}, 2 * 819 * 10**9) == (2.0, "memory")
-    assert targets.roofline(v5e, None, 1) == (None, "")
+    assert estimate.roofline(v5e, {"bf16": 197 * 10**12}, 819) == (1.0, "compute")
+    assert estimate.roofline(v5e, {"f32_highest": 197 * 10**12}, 819)[0] == pytest.approx(6.0)
+    assert estimate.roofline(v5e, {"bf16": 197}, 2 * 819 * 10**9) == (2.0, "memory")
+    assert estimate.roofline(v5e, None, 1) == (None, "")
 
 
 def test_the_command_compiles_for_targets_and_names_mistakes(capsys, monkeypatch, tmp_path):
