@@ -1,4 +1,4 @@
-"""``effarch list | bench | convert | generate``: one grammar for every verb. Heavy imports stay in their verb."""
+"""``effarch list | bench | plan | ...``: one grammar for every verb. Heavy imports stay in their verb."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from effarch.mixers.base import MixerConfig
 
 
-Verb = tuple[type[Config], Callable[..., int], tuple[str, ...]]  # schema, function, positionals
+#: Schema (or what tells it from the path of a file), function, positionals.
+Verb = tuple[type[Config] | Callable[[str | None], type[Config]], Callable[..., int], str | tuple[str, ...]]
 
 
 class ListConfig(Config):
@@ -129,6 +130,15 @@ def bench_compare() -> Verb:
     return CompareConfig, compare, ("before", "after")
 
 
+def plan() -> Verb:
+    """``effarch plan CONFIG target=v5e:4x4``."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch.plan.command import command
+    from effarch.plan.config import schema_of
+
+    return schema_of, command, "config"
+
+
 def convert() -> Verb:
     """``effarch convert SOURCE TARGET``."""
     from effarch.hub.convert import ConvertConfig
@@ -160,6 +170,7 @@ VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     ),
     "bench": (bench, "Measures time and memory of ops, mixers, blocks and models over the length."),
     "bench compare": (bench_compare, "Compares two reports of effarch bench; exit code 1 where something regressed."),
+    "plan": (plan, "Compiles the steps of a run for TPUs or GPUs that are not here: what fits, what they would take."),
     "convert": (convert, "Writes the model of a run or of a checkpoint as a folder that others can load."),
     "select-layers": (
         select_layers,

@@ -26,7 +26,9 @@ ROOMS = (
     {"hub"},
     {"distill"},  # eval shares its distances with the losses
     {"eval"},
+    {"experiment"},  # what a run is, for train/ and for plans
     {"bench"},
+    {"plan"},
     {"cli"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -12,9 +12,9 @@ import jax
 import pytest
 
 from effarch.config import load
+from effarch.experiment.config import PretrainConfig
 from effarch.models.lm import make_lm, parameter_count
 from tests.test_configs import ROOT
-from train.pretrain import PretrainConfig
 
 FOLDER = ROOT / "configs" / "backbones"
 COUNTS = {

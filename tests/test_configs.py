@@ -8,14 +8,14 @@ import pytest
 
 from effarch.config import load
 from effarch.distill.transfer import student_config
+from effarch.experiment.config import PretrainConfig
+from effarch.experiment.distill import DistillConfig, converted
 from effarch.models.classifier import make_classifier
 from effarch.models.lm import make_lm
 from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
-from train.distill import DistillConfig, converted
 from train.distill_classifier import DistillClassifierConfig
 from train.distill_classifier import converted as converted_classifier
-from train.pretrain import PretrainConfig
 from train.recipes import RecipesConfig
 from train.sweep import SweepConfig
 

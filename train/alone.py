@@ -2,54 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import jax
-import pydantic
 from flax import nnx
 
-from effarch.config import Config, UserError
 from effarch.data.batches import Batches, DataPosition
-from effarch.parallel.mesh import MeshConfig, make_mesh
+from effarch.experiment.config import LoopConfig
+from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
-from effarch.training.checkpoint import CheckpointConfig, Checkpoints
+from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
-from effarch.training.metrics import LogConfig, MetricsLog
-from effarch.training.profile import ProfileConfig, Profiler
+from effarch.training.metrics import MetricsLog
+from effarch.training.phase import Phase, shardings
+from effarch.training.profile import Profiler
 from effarch.training.run import open_run
 from effarch.training.state import TrainState
-from train.loop import Phase, resumed, run_phase, shardings
-
-T = TypeVar("T")
-
-
-class LoopConfig(Config):
-    """What every run has."""
-
-    run_name: str = pydantic.Field("run", description="folder of the run below output_dir")
-    output_dir: str = pydantic.Field("runs", description="folder of all runs")
-    seed: int = pydantic.Field(0, ge=0, lt=2**32, description="of initialisation and data order")
-    batch_size: int = pydantic.Field(8, gt=0, description="rows per update, over all devices")
-    grad_accum: int = pydantic.Field(1, gt=0, description="parts that a batch is processed in, one after the other")
-    mesh: MeshConfig = MeshConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    profile: ProfileConfig = ProfileConfig()
-
-
-def abstractly(make: Callable[[], T]) -> T:
-    """What ``make`` would make, nothing computed; sizes that do not fit are the user's mistake.
-
-    Raises:
-      UserError: ``make`` raised a ``ValueError``.
-    """
-    try:
-        return jax.eval_shape(make)
-    except pydantic.ValidationError as error:
-        lines = [item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False)]
-        raise UserError(*lines) from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
+from train.loop import resumed, run_phase
 
 
 def train_alone(

@@ -11,15 +11,10 @@ from effarch.distill.cache import CachedRows
 from effarch.distill.cache_build import open_cache
 from effarch.distill.cache_writer import CacheStopped
 from effarch.distill.plan import Planned
-from effarch.distill.stages import Logits, Stage
+from effarch.distill.stages import Logits
 from effarch.models.lm import LM
 from effarch.training.faults import StopSignal
 from train.loop import Stopped
-
-
-def cached(stage: Stage) -> bool:
-    """Whether a stage reads a cache, and so needs no teacher."""
-    return isinstance(stage, Logits) and stage.cache is not None
 
 
 def answered(

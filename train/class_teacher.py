@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, cast
 
 from effarch.config import UserError
 from effarch.data.images import ImageSets
+from effarch.experiment.teacher import HUB, is_checkpoint, is_finished
 from effarch.hub import load_encoder, read_encoder_config
 from effarch.hub.locate import locate
 from effarch.models.classifier import Classifier, ClassifierConfig
 from effarch.training.faults import StopSignal
 from effarch.training.load import load_classifier
 from train.classify import classify
-from train.teacher import HUB, is_checkpoint, is_finished
 
 if TYPE_CHECKING:
     from train.distill_classifier import DistillClassifierConfig

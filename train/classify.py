@@ -21,12 +21,15 @@ from effarch.data.images import Digits, ImageRows, ImagesChoice, ImageSets, imag
 from effarch.distill.objectives import classification
 from effarch.eval.report import results_table, write_report
 from effarch.eval.scores import accuracy
+from effarch.experiment.abstractly import abstractly
+from effarch.experiment.config import LoopConfig
 from effarch.models.classifier import Classifier, ClassifierConfig, make_classifier
 from effarch.training.faults import StopSignal
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
+from effarch.training.phase import Phase
 from effarch.training.run import versions
-from train.alone import LoopConfig, abstractly, train_alone
-from train.loop import Phase, Stopped
+from train.alone import train_alone
+from train.loop import Stopped
 from train.results import what_was_run
 
 

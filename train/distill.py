@@ -6,92 +6,36 @@ the command continues a run that was stopped. Exit codes: 0 done, 2 a mistake in
 """
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import jax
-import pydantic
 from flax import nnx
 
 from effarch import axes
-from effarch.config import Config, main
+from effarch.config import main
 from effarch.data.batches import Batches
 from effarch.data.prepare import Prepared
 from effarch.distill.frozen import freeze, in_dtype
-from effarch.distill.plan import Planned, plan
-from effarch.distill.stages import Align, Logits, StageChoice
-from effarch.distill.transfer import StudentConfig, student_config, transfer
+from effarch.distill.transfer import student_config, transfer
 from effarch.eval.card import model_card
+from effarch.experiment.abstractly import abstractly
+from effarch.experiment.distill import DistillConfig, converted
+from effarch.experiment.phases import stage_phase
 from effarch.hub.export import export_run
-from effarch.models.lm import LM, DType, LMConfig, make_lm, parameter_count
+from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
 from effarch.training.load import load_lm
 from effarch.training.metrics import MetricsLog
-from effarch.training.optimizer import OptimizerConfig
+from effarch.training.phase import shardings
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run
-from train.alone import abstractly
-from train.answers import answered, cached
-from train.loop import Phase, Stopped, metadata, resumed, run_phase, shardings
-from train.pretrain import PretrainConfig, RunConfig, evaluation, pretrain
+from train.answers import answered
+from train.loop import Stopped, metadata, resumed, run_phase
+from train.pretrain import evaluation, pretrain
 from train.results import CONVERTED, SCRATCH, TEACHER, Results, windowed
-from train.teacher import open_teacher, prepare_text, teacher_config
-
-
-class TeacherConfig(Config):
-    """The Transformer to distill."""
-
-    path: str | None = pydantic.Field(
-        None,
-        description="folder of a checkpoint or of a finished run, or hf:OWNER/MODEL: taken as it is, whatever the keys "
-        "below say; else trained there; null: <output_dir>/teacher",
-    )
-    steps: int = pydantic.Field(1000, gt=0, description="updates, if it is to be trained")
-    model: LMConfig = LMConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    dtype: DType | None = pydantic.Field(
-        None, description="of its parameters and activations in the stages; null: its own. Scores are against its own"
-    )
-
-
-class ScratchConfig(Config):
-    """The same student without a teacher, on as many tokens: what distillation is compared with."""
-
-    train: bool = pydantic.Field(True, description="whether to train it")
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-
-class DistillConfig(RunConfig):
-    """A distillation."""
-
-    teacher: TeacherConfig = TeacherConfig()
-    student: StudentConfig = StudentConfig()
-    scratch: ScratchConfig = ScratchConfig()
-    tokens: int | None = pydantic.Field(
-        None, gt=0, description="to train on, all stages together, by their shares; null: as many as their steps take"
-    )
-    stages: Annotated[tuple[StageChoice, ...], pydantic.Field(min_length=1)] = (Align(), Logits())
-    base_model: str | None = pydantic.Field(None, description="the teacher's name on the hub, for the model card")
-    license: str | None = pydantic.Field(None, description="of the student, as the hub spells it; null: not said")
-    sample_prompt: str = pydantic.Field("def ", description="what the sample continues")
-
-    def plan(self) -> tuple[Planned, ...]:
-        """The stages in their places."""
-        return plan(self.stages, batch_size=self.batch_size, seq_len=self.seq_len, tokens=self.tokens)
-
-    def pretraining(self, folder: Path, model: LMConfig, steps: int, optimizer: OptimizerConfig) -> PretrainConfig:
-        """A pretraining run beside this one: same data, batches and seed; continued if it is there."""
-        shared = {name: getattr(self, name) for name in RunConfig.model_fields}
-        shared["checkpoint"] = self.checkpoint.replace(resume=True)
-        return PretrainConfig(
-            **{**shared, "output_dir": str(folder.parent), "run_name": folder.name},
-            model=model,
-            steps=steps,
-            optimizer=optimizer,
-        )
+from train.teacher import open_teacher, prepare_text
 
 
 def distill(
@@ -115,19 +59,8 @@ def distill(
     ):
         for place in config.plan():
             stage = place.stage.ending_with(prepared.tokenizer.eos_id)
-            tx, schedule = stage.transformation()
-            phase = Phase(
-                place.name,
-                place.first,
-                place.last,
-                stage.objective(teacher_graph, graph),
-                tx,
-                schedule,
-                frozen=() if cached(stage) else (frozen,),
-                evaluate=evaluation(graph, prepared, config),
-                evaluate_every=config.eval.every,
-                trains=stage.trains,
-            )
+            evaluate = evaluation(graph, prepared, config), config.eval.every
+            phase = stage_phase(place, stage, teacher_graph, graph, frozen, *evaluate)
             if (checkpoints.latest() or 0) > phase.last:
                 continue  # a later stage was reached
             same = place.seq_len == config.seq_len
@@ -154,15 +87,6 @@ def distill(
             student = stage.trains.model(graph, state.params, state.rest)
             results.measure(f"student, after {place.name}", student)
     return student
-
-
-def converted(config: DistillConfig) -> tuple[LM, LM]:
-    """A fresh teacher, and its student: what must be possible before anything is trained."""
-    teacher = make_lm(teacher_config(config))
-    student = transfer(teacher, make_lm(student_config(teacher.config, config.student)))
-    for stage in config.stages:
-        stage.check(teacher, student)
-    return teacher, student
 
 
 def run(config: DistillConfig, dry_run: bool = False) -> int:

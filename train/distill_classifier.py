@@ -21,6 +21,8 @@ from effarch.distill.encoder_stages import AlignEncoder, ClassLogits, EncoderSta
 from effarch.distill.frozen import freeze
 from effarch.distill.plan import plan
 from effarch.distill.transfer import EncoderStudentConfig, student_config, transfer
+from effarch.experiment.abstractly import abstractly
+from effarch.experiment.config import LoopConfig
 from effarch.mixers.encoder_attention import EncoderAttention
 from effarch.mixers.gelu_mlp import GeluMLP
 from effarch.models.block import BlockConfig
@@ -32,13 +34,13 @@ from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
 from effarch.training.metrics import MetricsLog
 from effarch.training.optimizer import OptimizerConfig
+from effarch.training.phase import Phase, shardings
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run, versions
-from train.alone import LoopConfig, abstractly
 from train.class_results import ClassResults
 from train.class_teacher import open_teacher, teacher_config
 from train.classify import ClassifyConfig, checked, classify
-from train.loop import Phase, Stopped, resumed, run_phase, shardings
+from train.loop import Stopped, resumed, run_phase
 
 _VIT = BlockConfig(mixer=EncoderAttention(num_heads=4, num_kv_heads=4, head_dim=16), channel=GeluMLP(hidden=128))
 

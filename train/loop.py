@@ -4,30 +4,25 @@ Pretraining, every stage of a distillation and the training of a classifier run 
 it.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
 from flax import nnx
 
 from effarch import axes
 from effarch.config import Config, to_yaml
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.tokenizer import Tokenizer
-from effarch.parallel.sharding import init_sharded, place, put_batch
+from effarch.parallel.sharding import put_batch
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import NonFinite, StopSignal
 from effarch.training.metrics import Deferred, MetricsLog, Throughput, progress
-from effarch.training.optimizer import Schedule
+from effarch.training.phase import Phase, saved, start
 from effarch.training.profile import Profiler
 from effarch.training.run import versions
-from effarch.training.state import TrainState, abstract_state, make_state, state_shardings
-from effarch.training.step import LossFn, Scheduled, jit_step, make_step
+from effarch.training.state import TrainState
 from effarch.training.trainable import All, Trains
-from effarch.typing import PyTree
 
 
 class Stopped(Exception):
@@ -36,53 +31,6 @@ class Stopped(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """Steps that share an objective and an optimizer.
-
-    Attributes:
-      name: shown and logged. first, last: steps of the run it lies between.
-      loss_fn, tx, schedule: objective of the model, optimizer, learning rate of update n of the phase.
-      frozen: what the objective reads besides the parameters (a teacher).
-      evaluate: ``(params, rest) -> numbers`` of the model for the log, every ``evaluate_every`` steps (0: never).
-      trains: which parameters of the model move.
-    """
-
-    name: str
-    first: int
-    last: int
-    loss_fn: LossFn | Scheduled
-    tx: Any
-    schedule: Schedule
-    frozen: tuple[PyTree, ...] = ()
-    evaluate: Callable[[PyTree, PyTree], dict[str, float]] | None = None
-    evaluate_every: int = 0
-    trains: Trains = All()
-
-    def state(self, model: nnx.Module, seed: int) -> TrainState:
-        """The state before the phase's first step; traceable."""
-        _, params, rest = self.trains.split(model, seed)
-        fresh = make_state(params, rest, self.tx, seed)
-        return dataclasses.replace(fresh, step=fresh.step + self.first)
-
-
-def start(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
-    """The state before the phase's first step, sharded: of a model that ``make`` initialises, or of one that exists."""
-    if isinstance(make, nnx.Module):
-        return place(jax.jit(partial(phase.state, seed=seed))(make), shardings(phase, make, seed, rules))
-    return init_sharded(lambda: phase.state(make(), seed), shardings(phase, make, seed, rules))
-
-
-def shardings(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
-    """Where every array of the phase's state lives."""
-    return state_shardings(_abstract(phase, make, seed), phase.tx, rules)
-
-
-def saved(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int, rules: axes.Rules) -> TrainState:
-    """Shapes and shardings of the phase's state: the target of a restore."""
-    return abstract_state(lambda: _abstract(phase, make, seed), phase.tx, rules)
 
 
 def resumed(
@@ -102,10 +50,6 @@ def resumed(
         return start(phase, make, seed, rules), begins_at, 0.0
     state, at, note = checkpoints.restore(newest, saved(phase, make, seed, rules))
     return state, DataPosition(*at), note.get("seconds", 0.0)
-
-
-def _abstract(phase: Phase, make: Callable[[], nnx.Module] | nnx.Module, seed: int) -> TrainState:
-    return jax.eval_shape(lambda: phase.state(make if isinstance(make, nnx.Module) else make(), seed))
 
 
 def metadata(config: Config, model: Config, tokenizer: Tokenizer, trains: Trains | None = None) -> dict[str, Any]:
@@ -145,9 +89,7 @@ def run_phase(
       Stopped: a signal came; everything is saved.
       UserError: losses that stay non-finite, or a checkpoint that cannot be written.
     """
-    loss_fn = phase.trains.loss(phase.loss_fn)
-    update = make_step(loss_fn, phase.tx, grad_accum=grad_accum, first=phase.first)
-    step_fn = jit_step(update, placement, rules, phase.frozen)
+    step_fn = phase.step(placement, rules, grad_accum)
     step = int(state.step)
     tokens = batches.batch_size * batches.rows.seq_len
     held, guard, speed = Deferred(), NonFinite(), Throughput(tokens)

@@ -7,61 +7,24 @@ SIGTERM (SIGINT) with everything saved.
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
-import pydantic
 from flax import nnx
 
-from effarch.config import UserError, main
+from effarch.config import main
 from effarch.data.batches import Batches
-from effarch.data.bytes import Bytes
-from effarch.data.prepare import DataConfig, Prepared, prepare
-from effarch.distill.objectives import next_token
-from effarch.eval.config import EvalConfig
+from effarch.data.prepare import Prepared, prepare
 from effarch.eval.scores import Batch, text_scores
 from effarch.eval.suite import first_batches
+from effarch.experiment.abstractly import abstractly
+from effarch.experiment.config import PretrainConfig, RunConfig
+from effarch.experiment.phases import pretraining
 from effarch.hub.export import export_run
-from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
+from effarch.models.lm import LM, make_lm, parameter_count
 from effarch.training.faults import StopSignal
-from effarch.training.optimizer import OptimizerConfig, make_optimizer
-from train.alone import LoopConfig, abstractly, train_alone
-from train.loop import Phase, Stopped, metadata
-
-
-class RunConfig(LoopConfig):
-    """What every run on text has."""
-
-    cache_dir: str = pydantic.Field("runs/data", description="folder of prepared data")
-    seq_len: int = pydantic.Field(512, gt=1, description="tokens per row")
-    data: DataConfig = DataConfig()
-    eval: EvalConfig = EvalConfig()
-
-
-class PretrainConfig(RunConfig):
-    """A pretraining run."""
-
-    steps: int = pydantic.Field(1000, gt=0, description="updates")
-    model: LMConfig = LMConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-    def fitted(self) -> Self:
-        """This run with a model that has rows for the tokenizer."""
-        return self.replace(model=fitted(self.model, self.data, "model"))
-
-
-def fitted(model: LMConfig, data: DataConfig, key: str) -> LMConfig:
-    """The model with rows for the data's tokenizer: as many where it has the default number of rows.
-
-    Raises:
-      UserError: its rows are too few, ``key`` in front.
-    """
-    rows = (data.tokenizer or Bytes()).rows()
-    if model.vocab_size >= rows:
-        return model
-    if model.vocab_size != LMConfig.model_fields["vocab_size"].default:
-        raise UserError(f"{key}.vocab_size: expected at least the {rows} of data.tokenizer, got {model.vocab_size}")
-    return model.replace(vocab_size=rows)
+from train.alone import train_alone
+from train.loop import Stopped, metadata
 
 
 def validation(prepared: Prepared, config: RunConfig) -> Iterator[Batch]:
@@ -92,18 +55,8 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
     def make() -> LM:
         return make_lm(config.model, config.seed)
 
-    tx, schedule = make_optimizer(config.optimizer, config.steps)
     graph = nnx.split(jax.eval_shape(make), nnx.Param, ...)[0]
-    phase = Phase(
-        name,
-        0,
-        config.steps,
-        next_token(graph),
-        tx,
-        schedule,
-        evaluate=evaluation(graph, prepared, config),
-        evaluate_every=config.eval.every,
-    )
+    phase = pretraining(config, graph, name=name, evaluate=evaluation(graph, prepared, config))
     batches = Batches(prepared.train, config.batch_size, config.seed)
     about = metadata(config, config.model, prepared.tokenizer)
     state = train_alone(config, phase, make, batches=batches, about=about, stop=stop, begin=prepared.tokenizer.save)

@@ -17,9 +17,9 @@ import pydantic
 
 from effarch.config import Config, UserError, load, main, to_yaml
 from effarch.eval.recipes import write_recipes
+from effarch.experiment.distill import DistillConfig
 from effarch.training.run import open_run
 from train import distill
-from train.distill import DistillConfig
 from train.results import what_was_run
 
 FREE = ("recipes", "students", "seeds")

@@ -22,7 +22,7 @@ from effarch.training.run import versions, write_atomic
 from train.loop import Stopped
 
 if TYPE_CHECKING:
-    from train.distill import DistillConfig
+    from effarch.experiment.distill import DistillConfig
 
 SAMPLE_TOKENS = 400
 

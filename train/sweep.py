@@ -27,6 +27,7 @@ from effarch.config import Config, UserError, main
 from effarch.config.yaml import TypedText
 from effarch.data.synthetic import Task, TaskChoice, batch
 from effarch.eval.sweep import models_of, sweep_table, write_sweep
+from effarch.experiment.abstractly import abstractly
 from effarch.mixers.base import MixerChoice, MixerConfig
 from effarch.mixers.softmax_attention import SoftmaxAttention
 from effarch.models.block import BlockConfig
@@ -35,7 +36,6 @@ from effarch.training.faults import StopSignal
 from effarch.training.metrics import progress
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.run import open_run, versions
-from train.alone import abstractly
 from train.learner import Learner
 from train.loop import Stopped
 from train.records import Records

@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from effarch.config.base import Config, UserError, did_you_mean
 from effarch.config.load import load, to_yaml
@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], set[str]
 
 
 def main(
-    schema: type[C],
+    schema: type[C] | Callable[[str | None], type[C]],
     run: Callable[..., int | None],
     *,
     argv: Sequence[str] | None = None,
@@ -83,7 +83,7 @@ def main(
     """Parses a command line, builds the config and calls ``run(config)``; the caller does ``sys.exit(main(...))``.
 
     Args:
-      schema: the class of the config.
+      schema: the class of the config, or what tells it from the path of the YAML file.
       run: called with the config, and with ``dry_run=True`` for ``--dry-run`` if it has such a parameter; returns an
         exit code or None.
       argv: the arguments (default: those of this process).
@@ -99,10 +99,10 @@ def main(
     try:
         words, overrides, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
         if "help" in flags:
-            print(_help(schema, prog, description, positional, required))
+            print(_help(_chosen(schema, words[0] if words else None), prog, description, positional, required))
             return 0
         path = _take_positionals(words, overrides, positional, required)
-        config = load(schema, path, overrides)
+        config = load(_chosen(schema, path), path, overrides)
         if "print_config" in flags:
             print(to_yaml(config), end="")
             return 0
@@ -119,6 +119,10 @@ def main(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _chosen(schema: type[C] | Callable[[str | None], type[C]], path: str | None) -> type[C]:
+    return cast(type[C], schema) if isinstance(schema, type) else schema(path)
 
 
 def _take_positionals(

@@ -8,7 +8,7 @@ import numpy as np
 from effarch.config import UserError
 
 FIELDS = ("tokens", "segment_ids", "loss_mask")
-_LOADED_AS = {"tokens": np.int32, "segment_ids": np.int32, "loss_mask": np.float32, "distance": np.int32}
+LOADED_AS = {"tokens": np.int32, "segment_ids": np.int32, "loss_mask": np.float32, "distance": np.int32}
 
 
 class Rows:
@@ -59,7 +59,7 @@ class Rows:
         inside = indices < len(self)
         batch = {}
         for name, array in self._arrays.items():
-            rows = np.zeros((len(indices), self.seq_len), _LOADED_AS[name])
+            rows = np.zeros((len(indices), self.seq_len), LOADED_AS[name])
             rows[inside] = array[indices[inside]]
             batch[name] = rows
         self._check(batch["tokens"], indices)

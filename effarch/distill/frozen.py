@@ -6,7 +6,7 @@ from flax import nnx
 
 from effarch import axes
 from effarch.models.lm import LM, DType, make_lm
-from effarch.parallel.sharding import variable_shardings
+from effarch.parallel.sharding import variable_shardings, with_shardings
 from effarch.typing import PyTree
 
 
@@ -29,3 +29,9 @@ def freeze(teacher: nnx.Module, rules: axes.Rules) -> tuple[nnx.GraphDef, PyTree
     """Graph and variables of a teacher, every array where the rules have it: no device holds the whole under fsdp."""
     graph, state = nnx.split(teacher)
     return graph, jax.device_put(state, variable_shardings(state, rules))
+
+
+def frozen_shapes(teacher: nnx.Module, rules: axes.Rules) -> tuple[nnx.GraphDef, PyTree]:
+    """What :func:`freeze` would give of a teacher that may be abstract: shapes and shardings, no arrays."""
+    graph, state = nnx.split(teacher)
+    return graph, with_shardings(state, variable_shardings(state, rules))

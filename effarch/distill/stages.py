@@ -164,4 +164,9 @@ class OnPolicy(Logits):
         return self if self.end_token is not None else self.replace(end_token=token)
 
 
+def cached(stage: Stage) -> bool:
+    """Whether a stage reads a cache, and so needs no teacher."""
+    return isinstance(stage, Logits) and stage.cache is not None
+
+
 StageChoice = Annotated[Stage, Choice("stage")]

@@ -51,6 +51,11 @@ def variable_shardings(state: PyTree, rules: axes.Rules) -> PyTree:
     return jax.tree.map(lambda v: v.replace(_variable_sharding(v, rules)), state, is_leaf=is_variable)
 
 
+def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of arrays, abstract or not: what a step can be lowered for."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
 def optimizer_shardings(
     tx: optax.GradientTransformation, opt_state: PyTree, params: PyTree, rules: axes.Rules
 ) -> PyTree:

@@ -71,6 +71,4 @@ def state_shardings(state: TrainState, tx: optax.GradientTransformation, rules: 
 def abstract_state(make: Callable[[], TrainState], tx: optax.GradientTransformation, rules: axes.Rules) -> TrainState:
     """Shapes, dtypes and shardings of the state that ``make`` would make: the target of a restore. Computes nothing."""
     state = jax.eval_shape(make)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, state_shardings(state, tx, rules)
-    )
+    return sharding.with_shardings(state, state_shardings(state, tx, rules))

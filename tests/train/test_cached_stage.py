@@ -11,13 +11,14 @@ from effarch.config import load
 from effarch.data.prepare import prepare
 from effarch.distill import cache_build
 from effarch.distill.transfer import student_config, transfer
+from effarch.experiment.distill import DistillConfig
 from effarch.models.lm import make_lm
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.training.run import open_run
 from tests.tolerances import relative_error
 from tests.train import tiny
-from train.distill import DistillConfig, distill
+from train.distill import distill
 from train.loop import Stopped
 
 RESULTS = SimpleNamespace(measure=lambda *_: None)

@@ -16,15 +16,15 @@ from effarch.data.batches import Batches, DataPosition
 from effarch.data.prepare import prepare
 from effarch.distill.objectives import next_token
 from effarch.eval.card import model_card
+from effarch.experiment.config import PretrainConfig
+from effarch.experiment.distill import DistillConfig
 from effarch.models.lm import make_lm
 from effarch.training.optimizer import make_optimizer
 from effarch.training.state import make_state
 from effarch.training.step import make_step
 from tests.tolerances import TOL, assert_close
 from tests.train import tiny
-from train.distill import DistillConfig
 from train.distill import run as run_distill
-from train.pretrain import PretrainConfig
 from train.pretrain import run as run_pretrain
 
 ROWS = [

@@ -15,6 +15,7 @@ from effarch.distill.transfer import StudentConfig, student_config, transfer
 from effarch.models.lm import LM, LMConfig, make_lm
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
+from effarch.training import phase as phases
 from effarch.training.load import load_lm
 from effarch.training.run import open_run
 from tests.models.tiny import FAST
@@ -60,19 +61,19 @@ class Unmeasured:
 @pytest.fixture
 def compile_once(monkeypatch):
     """The step of a phase is compiled by the first run that comes to it: what these tests would spend their time on."""
-    steps, now, compile_step = {}, [], train.loop.jit_step
+    steps, now, compile_step, make = {}, [], phases.jit_step, train.distill.stage_phase
 
-    def phase(name, *args, **kwargs):
-        now[:] = [name]
-        return train.loop.Phase(name, *args, **kwargs)
+    def phase(place, *args):
+        now[:] = [place.name]
+        return make(place, *args)
 
     def jit_step(*args):
         if now[0] not in steps:
             steps[now[0]] = compile_step(*args)
         return steps[now[0]]
 
-    monkeypatch.setattr(train.distill, "Phase", phase)
-    monkeypatch.setattr(train.loop, "jit_step", jit_step)
+    monkeypatch.setattr(train.distill, "stage_phase", phase)
+    monkeypatch.setattr(phases, "jit_step", jit_step)
 
 
 @cache

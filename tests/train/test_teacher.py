@@ -10,6 +10,9 @@ import pytest
 from effarch import cli, hub
 from effarch.config import UserError, load, main
 from effarch.data import load_tokenizer
+from effarch.experiment.config import PretrainConfig
+from effarch.experiment.distill import DistillConfig
+from effarch.experiment.teacher import is_finished, teacher_config
 from effarch.hub.families import llama
 from effarch.models.lm import LMConfig, make_lm
 from effarch.training.checkpoint import read_metadata
@@ -17,11 +20,9 @@ from effarch.training.faults import StopSignal
 from effarch.training.load import load_lm
 from tests.data import tokenizers as made
 from tests.train import tiny
-from train.distill import DistillConfig
 from train.distill import run as run_distill
-from train.pretrain import PretrainConfig
 from train.pretrain import run as run_pretrain
-from train.teacher import is_finished, open_teacher, prepare_text, teacher_config
+from train.teacher import open_teacher, prepare_text
 
 pytest.importorskip("tokenizers", reason="needs the extra hub")
 
@@ -94,7 +95,7 @@ def test_a_finished_run_is_a_teacher_as_it_is(root, files, trained: Path, capsys
 
 
 def test_a_name_of_the_hub_has_a_prefix(root, files, monkeypatch, trained: Path):
-    monkeypatch.setattr("train.teacher.locate", {"owner/model": trained}.__getitem__)
+    monkeypatch.setattr("effarch.experiment.teacher.locate", {"owner/model": trained}.__getitem__)
     assert teacher_config(distillation(root, files, "teacher.path=hf:owner/model")) == load_lm(trained).config
 
 

@@ -1,0 +1,1 @@
+"""What a run is before it runs: its config, its models, its phases."""
