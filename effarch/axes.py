@@ -10,11 +10,13 @@ under other rules may be used again.
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Generator
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from effarch.config import UserError
 from effarch.typing import Array
 
 #: Logical axes of activations and parameters.
@@ -57,15 +59,31 @@ class Rules:
         parts: list[tuple[str, ...] | None] = []
         for dim, name in enumerate(names):
             axes = tuple(axis for axis in self.mesh_axes(name) if axis not in used)
-            ways = 1
-            for axis in axes:
-                ways *= self.mesh.shape[axis]
-            if not axes or (shape is not None and shape[dim] % ways):
+            if not axes or (shape is not None and shape[dim] % self.ways(axes)):
                 parts.append(None)
                 continue
             used.update(axes)
             parts.append(axes)
         return PartitionSpec(*parts)
+
+    def ways(self, axes: tuple[str, ...]) -> int:
+        """Parts that these mesh axes split a dimension into."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def check(self, what: str, names: tuple[str | None, ...], shape: tuple[int, ...]) -> None:
+        """Refuses an array that would be split but does not divide.
+
+        Raises:
+          UserError: it names the array, the mesh axes and the sizes.
+        """
+        for dim, part in enumerate(self.spec(*names)):
+            axes = (part,) if isinstance(part, str) else tuple(part or ())
+            if shape[dim] % (ways := self.ways(axes)):
+                mesh = " * ".join(f"mesh.{axis}" for axis in axes)
+                raise UserError(
+                    f"{mesh}: expected a divisor of {shape[dim]}, dimension {dim} ({names[dim]}) of {what} "
+                    f"{list(shape)}, got {ways}"
+                )
 
 
 _in_force: contextvars.ContextVar[Rules | None] = contextvars.ContextVar("effarch_rules", default=None)

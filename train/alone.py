@@ -1,5 +1,6 @@
 """A run that is one phase of the loop: the whole of pretraining, or of the training of a classifier."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from flax import nnx
 from effarch.data.batches import Batches, DataPosition
 from effarch.experiment.config import LoopConfig
 from effarch.parallel.mesh import make_mesh
+from effarch.parallel.processes import ProcessesConfig, is_first, on_first, started
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
@@ -17,7 +19,21 @@ from effarch.training.phase import Phase, shardings
 from effarch.training.profile import Profiler
 from effarch.training.run import open_run
 from effarch.training.state import TrainState
-from train.loop import resumed, run_phase
+from train.loop import Stopped, resumed, run_phase
+
+ALONE = ProcessesConfig()
+
+
+def attended(work: Callable[[StopSignal], None], processes: ProcessesConfig = ALONE) -> int:
+    """Does the work of a command, its processes started and signals noted; the exit code."""
+    with started(processes), StopSignal() as stop:
+        try:
+            work(stop)
+        except Stopped as stopped:
+            if is_first():
+                print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
+            return stopped.code
+    return 0
 
 
 def train_alone(
@@ -42,7 +58,7 @@ def train_alone(
         Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
         Profiler(run.folder, config.profile) as profiler,
     ):
-        begin(run.folder)
+        on_first(lambda: begin(run.folder))
         state, position, seconds = resumed(phase, make, config.seed, rules, checkpoints, DataPosition())
         with MetricsLog(run.folder, int(state.step), config.log.tensorboard) as log:
             state, _ = run_phase(

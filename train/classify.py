@@ -28,8 +28,7 @@ from effarch.training.faults import StopSignal
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
 from effarch.training.phase import Phase
 from effarch.training.run import versions
-from train.alone import train_alone
-from train.loop import Stopped
+from train.alone import attended, train_alone
 from train.results import what_was_run
 
 
@@ -130,14 +129,7 @@ def run(config: ClassifyConfig, dry_run: bool = False) -> int:
         model = jax.eval_shape(partial(make_classifier, config.model))
         print(f"{sum(x.size for x in jax.tree.leaves(model)):,} parameters; nothing was written")
         return 0
-    with StopSignal() as stop:
-        try:
-            model = classify(config, sets, stop)
-        except Stopped as stopped:
-            print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
-            return stopped.code
-        report(config, sets, model)
-    return 0
+    return attended(lambda stop: report(config, sets, classify(config, sets, stop)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the command continues a run that was stopped. Exit codes: 0 done, 2 a mistake in
 """
 
 import sys
+from functools import partial
 
 import jax
 from flax import nnx
@@ -21,8 +22,9 @@ from effarch.experiment.abstractly import abstractly
 from effarch.experiment.distill import DistillConfig, converted
 from effarch.experiment.phases import stage_phase
 from effarch.hub.export import export_run
-from effarch.models.lm import LM, LMConfig, make_lm, parameter_count
+from effarch.models.lm import LM, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
+from effarch.parallel.processes import first_before_others, of_this_process, on_first
 from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
@@ -31,8 +33,9 @@ from effarch.training.metrics import MetricsLog
 from effarch.training.phase import shardings
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run
+from train.alone import attended
 from train.answers import answered
-from train.loop import Stopped, metadata, resumed, run_phase
+from train.loop import metadata, resumed, run_phase
 from train.pretrain import evaluation, pretrain
 from train.results import CONVERTED, SCRATCH, TEACHER, Results, windowed
 from train.teacher import open_teacher, prepare_text
@@ -64,7 +67,7 @@ def distill(
             if (checkpoints.latest() or 0) > phase.last:
                 continue  # a later stage was reached
             same = place.seq_len == config.seq_len
-            text = prepared if same else prepare_text(config, place.seq_len)
+            text = prepared if same else first_before_others(partial(prepare_text, config, place.seq_len))
             batches = Batches(text.train, place.batch_size, config.seed)
             begins_at = batches.position_after(place.batches_before)
             state, position, seconds = resumed(phase, student, config.seed, rules, checkpoints, begins_at)
@@ -91,28 +94,28 @@ def distill(
 
 def run(config: DistillConfig, dry_run: bool = False) -> int:
     """The command."""
+    if dry_run:
+        for name, lm in zip(("teacher", "student"), _abstract(config), strict=True):
+            print(f"{name}: {parameter_count(lm):,} parameters")
+        return 0
+    return attended(lambda stop: _run(config, stop), config.processes)
+
+
+def _abstract(config: DistillConfig) -> tuple[LM, LM]:
+    """Teacher and student, nothing computed; what does not fit is said before anything is written."""
     teacher, student = abstractly(lambda: converted(config))
     for place in config.plan():
         place.stage.transformation()
         jax.eval_shape(place.stage.trains.split, student)
-    if dry_run:
-        for name, lm in (("teacher", teacher), ("student", student)):
-            print(f"{name}: {parameter_count(lm):,} parameters")
-        return 0
-    wanted = student.config
-    with StopSignal() as stop:
-        try:
-            return _run(config, wanted, stop)
-        except Stopped as stopped:
-            print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
-            return stopped.code
+    return teacher, student
 
 
-def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
+def _run(config: DistillConfig, stop: StopSignal) -> None:
+    wanted = _abstract(config)[1].config
     rules = make_rules(make_mesh(config.mesh))
     with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run:
-        prepared = prepare_text(config, config.seq_len)
-        prepared.tokenizer.save(run.folder)
+        prepared = first_before_others(lambda: prepare_text(config, config.seq_len))
+        on_first(lambda: prepared.tokenizer.save(run.folder))
         teacher = open_teacher(config, prepared, stop)
         results = Results(run.folder, config, prepared, teacher, stop)
         results.measure(TEACHER, teacher)
@@ -131,10 +134,13 @@ def _run(config: DistillConfig, wanted: LMConfig, stop: StopSignal) -> int:
         student = jax.jit(lambda lm: transfer(lm, make_lm(wanted, config.seed)))(teacher)
         results.measure(CONVERTED, student)
         distill(config, run, teacher, student, prepared, results, rules, stop)
-        student = load_lm(run.folder)
-        report = results.write(student, config.sample_prompt)
-        export_run(run.folder, student, card=model_card(report))
-    return 0
+        student = of_this_process(load_lm(run.folder))
+
+        def finish() -> None:
+            report = results.write(student, config.sample_prompt)
+            export_run(run.folder, student, card=model_card(report))
+
+        on_first(finish)
 
 
 if __name__ == "__main__":

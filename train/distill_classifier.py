@@ -37,10 +37,11 @@ from effarch.training.optimizer import OptimizerConfig
 from effarch.training.phase import Phase, shardings
 from effarch.training.profile import Profiler
 from effarch.training.run import Run, open_run, versions
+from train.alone import attended
 from train.class_results import ClassResults
 from train.class_teacher import open_teacher, teacher_config
 from train.classify import ClassifyConfig, checked, classify
-from train.loop import Stopped, resumed, run_phase
+from train.loop import resumed, run_phase
 
 _VIT = BlockConfig(mixer=EncoderAttention(num_heads=4, num_kv_heads=4, head_dim=16), channel=GeluMLP(hidden=128))
 
@@ -150,14 +151,12 @@ def run(config: DistillClassifierConfig, dry_run: bool = False) -> int:
         for name, model in (("teacher", teacher), ("student", student)):
             print(f"{name}: {parameter_count(model):,} parameters")
         return 0
-    with StopSignal() as stop:
-        try:
-            with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as opened:
-                _run(config, opened, student.config, sets, stop)
-        except Stopped as stopped:
-            print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
-            return stopped.code
-    return 0
+
+    def work(stop: StopSignal) -> None:
+        with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as opened:
+            _run(config, opened, student.config, sets, stop)
+
+    return attended(work)
 
 
 def _run(

@@ -14,9 +14,10 @@ from effarch import axes
 from effarch.config import Config, to_yaml
 from effarch.data.batches import Batches, DataPosition
 from effarch.data.tokenizer import Tokenizer
-from effarch.parallel.sharding import put_batch
+from effarch.parallel.processes import Agreement, any_of
+from effarch.parallel.sharding import held_rows, put_batch
 from effarch.training.checkpoint import Checkpoints
-from effarch.training.faults import NonFinite, StopSignal
+from effarch.training.faults import EXIT_SIGTERM, NonFinite, StopSignal
 from effarch.training.metrics import Deferred, MetricsLog, Throughput, progress
 from effarch.training.phase import Phase, saved, start
 from effarch.training.profile import Profiler
@@ -108,26 +109,28 @@ def run_phase(
             log.write(at, {**line, **metrics, **(extra or {})})
         return f"loss {metrics['loss']:.3f}"
 
-    stream = batches.iterate(position)
+    stream = batches.iterate(position, held=held_rows(rules, batches.batch_size))
+    stopping = Agreement()
     with progress(phase.last - phase.first, phase.name, step - phase.first) as advance:
         while step < phase.last:
             profiler.before(step)
             _, batch = next(stream)
-            state, metrics = step_fn(state, put_batch(batch, rules), *phase.frozen)
+            state, metrics = step_fn(state, put_batch(batch, rules, batches.batch_size), *phase.frozen)
             step += 1
             profiler.after(step, metrics)
             position = batches.next_position(position)
             advance(step - phase.first, report(held.push(step, metrics)))
             if phase.evaluate and phase.evaluate_every and step % phase.evaluate_every == 0:
                 report(held.flush(), phase.evaluate(*phase.trains.whole(state.params, state.rest)))
-            last = stop.requested or step == phase.last
+            stopped = stopping(stop.requested)
+            last = stopped or step == phase.last
             spent = {"seconds": time.perf_counter() - begun}
             checkpoints.save(step, state, (position.epoch, position.batch), {**about, **spent}, force=last)
-            if stop.requested:
+            if stopped:
                 break
         report(held.flush())
     stream.close()
     checkpoints.wait()
-    if stop.requested:
-        raise Stopped(stop.exit_code)
+    if any_of(stop.requested):
+        raise Stopped(stop.exit_code or EXIT_SIGTERM)  # 0: the signal went to another process
     return state, position

@@ -22,9 +22,10 @@ from effarch.experiment.config import PretrainConfig, RunConfig
 from effarch.experiment.phases import pretraining
 from effarch.hub.export import export_run
 from effarch.models.lm import LM, make_lm, parameter_count
+from effarch.parallel.processes import first_before_others, of_this_process, on_first
 from effarch.training.faults import StopSignal
-from train.alone import train_alone
-from train.loop import Stopped, metadata
+from train.alone import attended, train_alone
+from train.loop import metadata
 
 
 def validation(prepared: Prepared, config: RunConfig) -> Iterator[Batch]:
@@ -63,25 +64,31 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
     return nnx.merge(graph, state.params, state.rest)
 
 
+def _abstract(config: PretrainConfig) -> LM:
+    return abstractly(lambda: make_lm(config.model, config.seed))
+
+
 def run(config: PretrainConfig, dry_run: bool = False) -> int:
     """The command."""
     config = config.fitted()
-    lm = abstractly(lambda: make_lm(config.model, config.seed))
     if dry_run:
-        print(f"{parameter_count(lm):,} parameters; nothing was written")
+        print(f"{parameter_count(_abstract(config)):,} parameters; nothing was written")
         return 0
     folder = Path(config.output_dir) / config.run_name
-    with StopSignal() as stop:
-        try:
-            prepared = prepare(config.data, config.seq_len, config.cache_dir)
-            lm = pretrain(config, stop=stop, prepared=prepared)
-        except Stopped as stopped:
-            print(f"stopped and saved; repeat the command to continue (exit code {stopped.code})", file=sys.stderr)
-            return stopped.code
-        scores = text_scores(lm, validation(prepared, config), tokenizer=prepared.tokenizer)
-        export_run(folder, lm)
-    print(f"{folder}: {scores.bits_per_byte:.3f} bits per byte of validation text")
-    return 0
+
+    def work(stop: StopSignal) -> None:
+        _abstract(config)  # what does not fit is said before anything is written
+        prepared = first_before_others(lambda: prepare(config.data, config.seq_len, config.cache_dir))
+        lm = of_this_process(pretrain(config, stop=stop, prepared=prepared))
+
+        def finish() -> None:
+            scores = text_scores(lm, validation(prepared, config), tokenizer=prepared.tokenizer)
+            export_run(folder, lm)
+            print(f"{folder}: {scores.bits_per_byte:.3f} bits per byte of validation text")
+
+        on_first(finish)
+
+    return attended(work, config.processes)
 
 
 if __name__ == "__main__":

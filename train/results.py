@@ -17,7 +17,8 @@ from effarch.eval.suite import Suite
 from effarch.mixers.sliding_window import SlidingWindow
 from effarch.models.generate import Sampling, generate
 from effarch.models.lm import LM
-from effarch.training.faults import StopSignal
+from effarch.parallel.processes import any_of, of_this_process, on_first
+from effarch.training.faults import EXIT_SIGTERM, StopSignal
 from effarch.training.run import versions, write_atomic
 from train.loop import Stopped
 
@@ -44,6 +45,8 @@ def what_was_run(module: str) -> dict[str, Any]:
 class Results:
     """Scores by model, kept in ``scores.json`` so that a run that goes on does not measure again what it has.
 
+    Of several processes, the first measures.
+
     Args:
       folder: of the run. config: of the run. prepared: its data. teacher: what KL is measured against. stop: checked
         after every measurement.
@@ -52,11 +55,15 @@ class Results:
     def __init__(
         self, folder: Path, config: "DistillConfig", prepared: Prepared, teacher: LM, stop: StopSignal
     ) -> None:
-        self.folder, self.config, self.prepared, self.teacher, self.stop = folder, config, prepared, teacher, stop
+        self.folder, self.config, self.prepared, self.stop = folder, config, prepared, stop
+        self.teacher = of_this_process(teacher)
         self.window_name = f"teacher, window {config.eval.window} + {config.eval.sinks} sinks"
         self._path = folder / "scores.json"
-        self._models: dict[str, dict[str, Any]] = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._suite = Suite(prepared, config.eval, config.batch_size, teacher)
+        self._models: dict[str, dict[str, Any]] = on_first(self._there)
+        self._suite = Suite(prepared, config.eval, config.batch_size, self.teacher)
+
+    def _there(self) -> dict[str, dict[str, Any]]:
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
 
     @property
     def models(self) -> dict[str, dict[str, Any]]:
@@ -70,12 +77,17 @@ class Results:
           Stopped: a signal came meanwhile.
         """
         if name not in self._models:
-            print(f"measuring {name}", file=sys.stderr, flush=True)
-            theirs = None if name == TEACHER else self.teacher.config
-            self._models[name] = measured(lm, self._suite, self.config.eval.contexts, theirs)
-            write_atomic(self._path, json.dumps(self._models))
-        if self.stop.requested:
-            raise Stopped(self.stop.exit_code)
+            lm = of_this_process(lm)
+            self._models[name] = on_first(lambda: self._measured(name, lm))
+        if any_of(self.stop.requested):
+            raise Stopped(self.stop.exit_code or EXIT_SIGTERM)
+
+    def _measured(self, name: str, lm: LM) -> dict[str, Any]:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        theirs = None if name == TEACHER else self.teacher.config
+        found = measured(lm, self._suite, self.config.eval.contexts, theirs)
+        write_atomic(self._path, json.dumps(self._models | {name: found}))
+        return found
 
     def write(self, student: LM, prompt: str) -> dict[str, Any]:
         """Prints the tables; writes ``report.html``, ``report.json`` and ``sample.txt``; returns the report."""

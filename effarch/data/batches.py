@@ -1,6 +1,7 @@
 """The order of training: batch n of an epoch is ``permutation(seed, epoch)[n B : (n + 1) B]``, and nothing else.
 
-So the data position is two integers, and no batch depends on processes, on restarts or on what was read before.
+So the data position is two integers, and no batch depends on processes, on restarts or on what was read before. A
+process reads those rows of a batch that its devices hold.
 """
 
 import collections
@@ -13,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from effarch.config import UserError
-from effarch.data.rows import process_slice
 
 _SEEDS = 2**32  # a larger seed would take two words of the seed sequence, and be mistaken for another pair
 
@@ -58,18 +58,15 @@ class Batches:
       rows: what to draw from.
       batch_size: rows per batch over all processes.
       seed: of the order, 0 <= seed < 2^32.
-      process_index: which slice of each batch this process gets.
-      process_count: number of slices; divides ``batch_size``.
 
     Raises:
-      ValueError: a seed out of range, or a batch size that does not divide.
+      ValueError: a seed out of range.
       UserError: fewer rows than one batch.
     """
 
-    def __init__(self, rows: RowSet, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1):
+    def __init__(self, rows: RowSet, batch_size: int, seed: int):
         if not 0 <= seed < _SEEDS:
             raise ValueError(f"seed: expected 0 <= seed < 2**32, got {seed}")
-        self._part = process_slice(batch_size, process_index, process_count)
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
@@ -81,8 +78,11 @@ class Batches:
         """Whole batches in an epoch."""
         return len(self.rows) // self.batch_size
 
-    def batch_at(self, position: DataPosition) -> dict[str, np.ndarray]:
-        """This process's rows of one batch, each array ``[batch_size / process_count, ...]``; a pure function.
+    def batch_at(self, position: DataPosition, held: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The rows of one batch, each array ``[batch_size, ...]``; a pure function.
+
+        Args:
+          position: of the batch. held: which of its rows, 0 to ``batch_size - 1``; all by default.
 
         Raises:
           ValueError: no such position.
@@ -92,7 +92,8 @@ class Batches:
             raise ValueError(f"position: expected batch < {self.batches_per_epoch}, both >= 0, got {position}")
         order = permutation(self.seed, position.epoch, len(self.rows))
         start = position.batch * self.batch_size
-        return self.rows.take(order[start : start + self.batch_size][self._part])
+        rows = order[start : start + self.batch_size]
+        return self.rows.take(rows if held is None else rows[held])
 
     def position_after(self, batches: int) -> DataPosition:
         """The position after so many batches, from the beginning."""
@@ -115,24 +116,25 @@ class Batches:
         return np.flatnonzero(found)
 
     def iterate(
-        self, position: DataPosition = DataPosition(), *, prefetch: int = 2
+        self, position: DataPosition = DataPosition(), *, prefetch: int = 2, held: np.ndarray | None = None
     ) -> Generator[tuple[DataPosition, dict[str, np.ndarray]]]:
         """Batches from a position on, for ever, each with its position.
 
         Args:
           position: the first one.
           prefetch: batches that a thread reads ahead; 0 reads each when it is asked for. The order is the same.
+          held: as for :meth:`batch_at`.
         """
         if prefetch < 1:
             while True:
-                yield position, self.batch_at(position)
+                yield position, self.batch_at(position, held)
                 position = self.next_position(position)
         waiting: collections.deque[tuple[DataPosition, Future]] = collections.deque()
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             try:
                 while True:
                     while len(waiting) <= prefetch:
-                        waiting.append((position, pool.submit(self.batch_at, position)))
+                        waiting.append((position, pool.submit(self.batch_at, position, held)))
                         position = self.next_position(position)
                     current, batch = waiting.popleft()
                     yield current, batch.result()

@@ -9,7 +9,6 @@ import numpy as np
 import pydantic
 
 from effarch.config import Config, UserError
-from effarch.data.rows import process_slice
 from effarch.registry import Choice, register
 
 
@@ -70,13 +69,10 @@ class ImageRows:
         at = np.where(inside, indices, 0)
         return {"inputs": self.images[at], "labels": self.labels[at], "weights": inside.astype(np.float32)}
 
-    def in_order(
-        self, batch_size: int, *, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def in_order(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every image once, in order; the last batch is filled up with rows of weight 0."""
-        part = process_slice(batch_size, process_index, process_count)
         for start in range(0, len(self), batch_size):
-            yield self.take(np.arange(start, start + batch_size)[part])
+            yield self.take(np.arange(start, start + batch_size))
 
 
 @dataclasses.dataclass(frozen=True)

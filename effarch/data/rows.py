@@ -65,22 +65,17 @@ class Rows:
         self._check(batch["tokens"], indices)
         return batch
 
-    def in_order(
-        self, batch_size: int, *, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def in_order(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Every row once, in order; the last batch is filled up with rows of padding.
 
         Args:
-          batch_size: rows per batch over all processes.
-          process_index: which slice of each batch to give.
-          process_count: number of slices; divides ``batch_size``.
+          batch_size: rows per batch.
 
         Raises:
           UserError: a token id outside the vocabulary.
         """
-        part = process_slice(batch_size, process_index, process_count)
         for start in range(0, len(self), batch_size):
-            yield self.take(np.arange(start, start + batch_size)[part])
+            yield self.take(np.arange(start, start + batch_size))
 
     def _check(self, tokens: np.ndarray, indices: np.ndarray) -> None:
         bad = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))
@@ -90,20 +85,6 @@ class Rows:
                 f"data: {self.folder / 'tokens.npy'}: row {int(indices[row])}: token id {int(tokens[row, column])} is"
                 f" outside the vocabulary of {self.vocab_size}"
             )
-
-
-def process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of a batch that belong to one process.
-
-    Raises:
-      ValueError: the batch does not divide, or there is no such process.
-    """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size: expected a multiple of the {process_count} processes, got {batch_size}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index: expected 0 <= index < {process_count}, got {process_index}")
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
 
 
 def _open(path: Path) -> np.ndarray:

@@ -55,15 +55,15 @@ def open_cache(
 
     Raises:
       CacheStopped: ``stopped()`` said so.
-      UserError: k larger than the vocabulary, no room, another process at work on it, a damaged cache, several
-        processes.
+      UserError: k larger than the vocabulary, no room, another process at work on it, a damaged cache, none
+        there and several processes.
     """
-    if jax.process_count() > 1:
-        raise UserError("cache: expected one process, got several; its teacher's answers are written by one")
     members = np.ascontiguousarray(members, np.int64)
     inputs = cache_inputs(teacher, rows, members, config, temperature)
     folder = cache_folder(cache_dir, inputs)
     if not folder.exists():
+        if jax.process_count() > 1:
+            raise UserError("cache: expected one process to write it, got several; begin with one, go on with several")
         with _building(folder) as temporary:
             writer = CacheWriter(temporary, rows, members, inputs, shard_rows)
             writer.announce(folder)

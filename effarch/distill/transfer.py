@@ -1,14 +1,14 @@
 """From a Transformer to a student: the same model with other mixers, and everything that can be copied copied."""
 
 import math
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Literal, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
 
-from effarch.config import Config
+from effarch.config import Config, did_you_mean
 from effarch.mixers.base import MixerChoice, MixerConfig
 from effarch.mixers.softmax_attention import Attention, SoftmaxAttention, StandIn
 from effarch.models.block import Block
@@ -32,6 +32,21 @@ class StudentConfig(Config):
         (), description="layers, from 0, that keep the teacher's attention beside those of the pattern"
     )
 
+    own: tuple[str, ...] = pydantic.Field(
+        (),
+        description="keys of the mixer that stay as they are, defaults too, where others follow the teacher's: "
+        "[rope_theta] leaves rotary off where it is off by default",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _own_are_there(self) -> Self:
+        fields = type(self.mixer).model_fields
+        for name in self.own:
+            if name not in fields:
+                hint = did_you_mean(name, fields)
+                raise ValueError(f"own: expected keys of {self.mixer.type_name}, got {name!r}{hint}")
+        return self
+
     @pydantic.field_validator("mixer")
     @classmethod
     def _can_stand_in(cls, mixer: MixerConfig) -> MixerConfig:
@@ -41,7 +56,7 @@ class StudentConfig(Config):
 
     def in_place_of(self, attention: SoftmaxAttention, length: int | None) -> MixerConfig:
         """The mixer for a layer: head layout as the attention's; ``length`` of rows, where they have one."""
-        return self.mixer.matching(attention)
+        return self.mixer.matching(attention).replace(**{name: getattr(self.mixer, name) for name in self.own})
 
 
 class EncoderStudentConfig(StudentConfig):
@@ -56,7 +71,7 @@ class EncoderStudentConfig(StudentConfig):
 
     def in_place_of(self, attention: SoftmaxAttention, length: int | None) -> MixerConfig:
         """Made for rows of the teacher's length, where the mixer is for one and its own was not chosen."""
-        mixer = self.mixer.matching(attention)
+        mixer = super().in_place_of(attention, length)
         if not mixer.fixed_length or getattr(mixer, "length", None) != type(mixer).model_fields["length"].default:
             return mixer
         return mixer.replace(length=length)

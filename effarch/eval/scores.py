@@ -18,6 +18,7 @@ from effarch.distill.losses import LogitLoss, bits, masked_sum, token_divergence
 from effarch.distill.objectives import classification
 from effarch.models.classifier import Classifier
 from effarch.models.lm import LM
+from effarch.parallel.processes import on_host
 from effarch.typing import Array, PyTree
 
 BYTES = ByteTokenizer()
@@ -100,7 +101,7 @@ def score_tokens(lm: LM, batch: Batch, teacher: LM | None = None) -> dict[str, n
     graph, params = nnx.split(lm)
     teacher_graph, teacher_params = (None, None) if teacher is None else nnx.split(teacher)
     rows = {name: batch[name] for name in FIELDS}
-    return jax.tree.map(np.asarray, _token_scores(graph, params, teacher_graph, teacher_params, rows))
+    return on_host(_token_scores(graph, params, teacher_graph, teacher_params, rows))
 
 
 def text_scores(

@@ -10,6 +10,7 @@ from effarch.data.prepare import DataConfig
 from effarch.eval.config import EvalConfig
 from effarch.models.lm import LMConfig
 from effarch.parallel.mesh import MeshConfig
+from effarch.parallel.processes import ProcessesConfig
 from effarch.training.checkpoint import CheckpointConfig
 from effarch.training.metrics import LogConfig
 from effarch.training.optimizer import OptimizerConfig
@@ -35,6 +36,7 @@ class RunConfig(LoopConfig):
 
     cache_dir: str = pydantic.Field("runs/data", description="folder of prepared data")
     seq_len: int = pydantic.Field(512, gt=1, description="tokens per row")
+    processes: ProcessesConfig = ProcessesConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
 

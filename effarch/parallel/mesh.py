@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from pydantic import Field
 
@@ -19,6 +20,9 @@ class MeshConfig(Config):
     fsdp: int = Field(1, description="devices that see different rows and hold a part of every parameter")
     tensor: int = Field(1, description="devices that split heads, feed-forward width and vocabulary")
     context: int = Field(1, description="devices that split the sequence")
+    slices: int = Field(
+        1, gt=0, description="TPU slices, or hosts, that a slower network connects; data is split over them first"
+    )
 
 
 def mesh_sizes(config: MeshConfig, count: int) -> dict[str, int]:
@@ -27,7 +31,7 @@ def mesh_sizes(config: MeshConfig, count: int) -> dict[str, int]:
     Raises:
       UserError: a size is neither -1 nor positive, two are -1, or the sizes do not multiply to the number of devices.
     """
-    sizes = dict(config)
+    sizes = {name: size for name, size in config if name != "slices"}
     for name, size in sizes.items():
         if size != -1 and size < 1:
             raise UserError(f"mesh.{name}: expected -1 or a positive number of devices, got {size}")
@@ -58,4 +62,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(config, len(devices))
+    if config.slices > 1:
+        return _hybrid(config.slices, sizes, devices)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def _hybrid(slices: int, sizes: dict[str, int], devices: list[jax.Device]) -> Mesh:
+    """Every slice has the same place in the mesh, and only ``data`` crosses from one to another."""
+    if sizes["data"] % slices:
+        raise UserError(f"mesh.slices: expected a divisor of mesh.data = {sizes['data']}, got {slices}")
+    inside = (sizes["data"] // slices, *list(sizes.values())[1:])
+    by_process = getattr(devices[0], "slice_index", None) is None
+    try:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, *(1,) * len(inside[1:])), devices, process_is_granule=by_process
+        )
+    except ValueError as error:
+        what = "processes" if by_process else "slices"
+        raise UserError(f"mesh.slices: expected the number of {what} of the devices, got {slices} ({error})") from error
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))

@@ -5,7 +5,8 @@ from jax.sharding import Mesh
 from effarch import axes
 
 #: A mesh axis serves one dimension of an array, the first that asks: activations give ``fsdp`` to "batch", parameters
-#: to "embed". A dimension that its mesh axes do not divide stays whole (``axes.Rules.spec``).
+#: to "embed". A parameter that its mesh axes do not divide is refused (``axes.Rules.check``), an activation stays
+#: whole.
 TABLE = (
     ("batch", ("data", "fsdp")),
     ("time", "context"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -26,7 +27,7 @@ def replicated(rules: axes.Rules) -> NamedSharding:
     return NamedSharding(rules.mesh, PartitionSpec())
 
 
-def _variable_sharding(variable: nnx.Variable, rules: axes.Rules) -> NamedSharding:
+def _variable_sharding(name: str, variable: nnx.Variable, rules: axes.Rules) -> NamedSharding:
     names = variable.get_metadata("axes", None)
     value = variable.get_value()
     if names is None:
@@ -34,7 +35,8 @@ def _variable_sharding(variable: nnx.Variable, rules: axes.Rules) -> NamedShardi
     if value.ndim - len(names) not in (0, 1):
         raise ValueError(f"axes: expected {value.ndim} names (or one less, scanned) for {value.shape}, got {names}")
     names = (None,) * (value.ndim - len(names)) + tuple(names)  # scanned layers are stacked in front, without a name
-    return NamedSharding(rules.mesh, rules.spec(*names, shape=value.shape))
+    rules.check(name, names, value.shape)
+    return NamedSharding(rules.mesh, rules.spec(*names))
 
 
 def variable_shardings(state: PyTree, rules: axes.Rules) -> PyTree:
@@ -47,8 +49,14 @@ def variable_shardings(state: PyTree, rules: axes.Rules) -> PyTree:
 
     Raises:
       ValueError: a variable has neither as many axes as dimensions nor one less.
+      UserError: mesh axes do not divide a dimension that they split.
     """
-    return jax.tree.map(lambda v: v.replace(_variable_sharding(v, rules)), state, is_leaf=is_variable)
+
+    def one(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return variable.replace(_variable_sharding(name, variable, rules))
+
+    return jax.tree_util.tree_map_with_path(one, state, is_leaf=is_variable)
 
 
 def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
@@ -77,19 +85,42 @@ def batch_sharding(rules: axes.Rules) -> NamedSharding:
     return NamedSharding(rules.mesh, rules.spec("batch"))
 
 
-def put_batch(batch: PyTree, rules: axes.Rules) -> PyTree:
-    """This process's rows of a batch, laid out over the mesh.
+def held_rows(rules: axes.Rules, batch_size: int) -> np.ndarray:
+    """Which rows of a batch the devices of this process hold: ascending, int64.
+
+    Raises:
+      UserError: the rows do not divide over the devices.
+    """
+    ways = math.prod(rules.mesh.shape[axis] for axis in rules.mesh_axes("batch"))
+    if batch_size % ways:
+        raise UserError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {batch_size} rows")
+    parts = batch_sharding(rules).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def put_batch(batch: PyTree, rules: axes.Rules, batch_size: int | None = None) -> PyTree:
+    """A batch laid out over the mesh.
+
+    Args:
+      batch: arrays of the rows that this process holds (:func:`held_rows`), in their order.
+      rules: the rules table and its mesh.
+      batch_size: rows over all processes; those of the arrays by default.
 
     Raises:
       UserError: the rows do not divide over the devices.
     """
     sharding = batch_sharding(rules)
-    ways = math.prod(rules.mesh.shape[axis] for axis in rules.mesh_axes("batch"))
-    for x in jax.tree.leaves(batch):
-        rows = x.shape[0] * jax.process_count()
-        if rows % ways:
-            raise UserError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {rows} rows")
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def put(x: np.ndarray) -> jax.Array:
+        rows = len(x) if batch_size is None else batch_size
+        held = held_rows(rules, rows)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return x[np.searchsorted(held, np.arange(rows)[index[0]])]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
 
 
 def init_sharded(make: Callable[[], T], shardings: T) -> T:

@@ -18,6 +18,7 @@ import jax
 from pydantic import Field
 
 from effarch.config import Config, UserError
+from effarch.parallel.processes import on_first
 from effarch.training import tree as trees
 from effarch.training.state import TrainState
 from effarch.typing import PyTree
@@ -53,11 +54,14 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         with _explain(f"{self._folder}: cannot keep checkpoints here"):
-            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left)  # orbax would, too, but some time later
+            on_first(self._clear)  # orbax would, too, but some time later
             policy: Any = ocp.training.preservation_policies.LatestN(keep)  # which orbax's own protocol does not admit
             self._orbax = ocp.training.Checkpointer(str(self._folder.absolute()), preservation_policy=policy)
         self._written = self.latest()
+
+    def _clear(self) -> None:
+        for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left)
 
     def latest(self) -> int | None:
         """The newest step that was saved completely."""

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from pydantic import Field
 
 from effarch.config import Config, UserError
+from effarch.parallel.processes import is_first
 from effarch.training.run import write_atomic
 
 
@@ -26,7 +27,7 @@ class LogConfig(Config):
 
 
 class MetricsLog:
-    """Appends one JSON object per line to ``<folder>/metrics.jsonl``.
+    """Appends one JSON object per line to ``<folder>/metrics.jsonl``; of several processes, the first alone.
 
     Args:
       folder: of the run.
@@ -39,7 +40,10 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | Path, step: int = 0, tensorboard: bool = False) -> None:
-        self._writer = _tensorboard(Path(folder) / "tb", step) if tensorboard else None
+        self._file: TextIO | None = None
+        self._writer = _tensorboard(Path(folder) / "tb", step) if tensorboard and is_first() else None
+        if not is_first():
+            return
         path = Path(folder) / "metrics.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -50,6 +54,8 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One line: ``step``, then the values; numbers that are not finite become null, which JSON can say."""
+        if self._file is None:
+            return
         clean = {name: x if isinstance(x, str) or math.isfinite(x) else None for name, x in values.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         if self._writer is not None:
@@ -59,7 +65,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -130,7 +137,7 @@ class Throughput:
 
 @contextlib.contextmanager
 def progress(total: int, description: str, start: int = 0) -> Generator[Callable[..., None]]:
-    """A progress bar on a terminal, elsewhere a line every tenth of the way, on stderr.
+    """A progress bar on a terminal, elsewhere a line every tenth of the way, on stderr; in the first process alone.
 
     Args:
       total: steps in all.
@@ -140,6 +147,9 @@ def progress(total: int, description: str, start: int = 0) -> Generator[Callable
     Yields:
       ``advance(step, note="")``: ``step`` steps are done.
     """
+    if not is_first():
+        yield lambda step, note="": None
+        return
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _plain(total, description, start)
         return

@@ -13,24 +13,26 @@ import jax
 import yaml
 
 from effarch.config import Config, UserError, to_yaml
+from effarch.parallel.processes import on_first
 
 _SHOWN = 5  # lines of a diff
-# A run that was moved, or is saved and watched differently, is still the same run.
-_NOT_COMPUTED_WITH = ("output_dir", "run_name", "cache_dir", "checkpoint", "log", "profile")
+# A run that was moved, or is saved, watched or split over devices differently, is still the same run (on another mesh
+# up to the order of its sums).
+_NOT_COMPUTED_WITH = ("output_dir", "run_name", "cache_dir", "checkpoint", "log", "mesh", "processes", "profile")
 
 
 class Run:
-    """An open run folder; held by this process alone until :meth:`close` or the end of the process, kill -9 included.
+    """An open run folder; held by one run alone until :meth:`close` or the end of its first process, kill -9 included.
 
     Attributes:
       folder: ``<output_dir>/<run_name>``.
       resume: whether the folder existed, with the same config.
     """
 
-    def __init__(self, folder: Path, resume: bool, lock: int) -> None:
+    def __init__(self, folder: Path, resume: bool, lock: int | None) -> None:
         self.folder = folder
         self.resume = resume
-        self._lock: int | None = lock
+        self._lock = lock
 
     def close(self) -> None:
         """Lets another process in."""
@@ -54,8 +56,8 @@ def open_run(
       output_dir: the folder of all runs; made when missing.
       run_name: the name of this one, a single folder name.
       config: the resolved config, written to ``config.yaml``. From the one there it may differ only in keys that no
-        result depends on: ``output_dir``, ``run_name``, ``cache_dir`` and all below ``checkpoint``, ``log`` and
-        ``profile``.
+        result depends on: ``output_dir``, ``run_name``, ``cache_dir`` and all below ``checkpoint``, ``log``,
+        ``mesh``, ``processes`` and ``profile``.
       resume: whether a run that is there may be continued. What it has is never overwritten.
       free: further keys that may change, because every result is kept with what it depends on of them.
 
@@ -65,7 +67,21 @@ def open_run(
     """
     if not run_name or run_name in (".", "..") or Path(run_name).name != run_name:
         raise UserError(f"run_name: expected the name of a folder, got {run_name!r}")
-    folder = Path(output_dir) / run_name
+    folder, held = Path(output_dir) / run_name, []
+
+    def open_there() -> bool:
+        run = _open(folder, config, resume, free)
+        held.append(run)
+        return run.resume
+
+    resumed = on_first(open_there)
+    if not folder.is_dir():
+        raise UserError(f"output_dir: expected the same folder in every process, {folder} is not here")
+    return held[0] if held else Run(folder, resumed, None)
+
+
+def _open(folder: Path, config: Config, resume: bool, free: Sequence[str]) -> Run:
+    """Of one process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
+from effarch.parallel.processes import everywhere
 from effarch.typing import Array, PyTree
 
 _SHOWN = 5  # differences
@@ -26,8 +26,8 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 
 
 def target(x: Any) -> jax.ShapeDtypeStruct:
-    """What to restore for an array, abstract or not; on the first device where it names no sharding."""
-    where = getattr(x, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    """What to restore for an array, abstract or not; whole, in every process, where it names no sharding."""
+    where = getattr(x, "sharding", None) or everywhere()
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 

@@ -64,12 +64,13 @@ def test_going_on_from_a_position_is_never_having_stopped(rows: Rows, prefetch: 
             np.testing.assert_array_equal(batch["tokens"], expected["tokens"])
 
 
-def test_the_slices_of_the_processes_are_the_batch(rows: Rows):
-    position = DataPosition(2, 1)
-    whole = Batches(rows, B, seed=1).batch_at(position)
-    parts = [Batches(rows, B, seed=1, process_index=i, process_count=2).batch_at(position) for i in range(2)]
+def test_a_process_reads_the_rows_that_it_holds(rows: Rows):
+    position, held = DataPosition(2, 1), np.asarray([1, 3])
+    batches = Batches(rows, B, seed=1)
+    whole, (at, part) = batches.batch_at(position), next(batches.iterate(position, held=held))
+    assert at == position
     for name, array in whole.items():
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+        np.testing.assert_array_equal(part[name], array[held])
 
 
 def test_in_order_gives_every_row_once_and_fills_up_with_padding(rows: Rows):
@@ -79,11 +80,6 @@ def test_in_order_gives_every_row_once_and_fills_up_with_padding(rows: Rows):
     np.testing.assert_array_equal(tokens[:N], np.arange(N * T).reshape(N, T))
     for name in ("tokens", "segment_ids", "loss_mask"):
         assert not batches[-1][name][N % B :].any()
-    parts = [list(rows.in_order(B, process_index=i, process_count=2)) for i in range(2)]
-    for batch, first, second in zip(batches, *parts, strict=True):
-        np.testing.assert_array_equal(
-            np.concatenate([first["segment_ids"], second["segment_ids"]]), batch["segment_ids"]
-        )
 
 
 def test_an_id_outside_the_vocabulary_is_named(tmp_path: Path):
@@ -108,10 +104,6 @@ def test_broken_arrays_are_refused(rows: Rows):
 
 
 def test_arguments_are_checked(rows: Rows):
-    with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes, got 4"):
-        Batches(rows, B, 0, process_count=3)
-    with pytest.raises(ValueError, match="process_index: expected 0 <= index < 2, got 2"):
-        Batches(rows, B, 0, process_index=2, process_count=2)
     with pytest.raises(ValueError, match="seed: expected 0 <= seed"):
         Batches(rows, B, -1)
     with pytest.raises(UserError, match="expected at least batch_size=24 rows to train on, got 23"):

@@ -8,8 +8,12 @@ from flax import nnx
 from effarch import registry
 from effarch.config import UserError, load
 from effarch.distill.transfer import StudentConfig, student_config, transfer
+from effarch.hub.export import config_json
 from effarch.mixers.sliding_window import SlidingWindow
-from effarch.models.lm import make_lm
+from effarch.mixers.softmax_attention import SoftmaxAttention
+from effarch.mixers.swiglu import SwiGLU
+from effarch.models.block import BlockConfig
+from effarch.models.lm import LMConfig, make_lm
 from tests.models import tiny
 from tests.tolerances import TOL, assert_close
 
@@ -123,3 +127,19 @@ def test_refusals(monkeypatch):
     monkeypatch.setattr(registry.get("mixer", "retnet"), "stands_in_for_attention", False)
     with pytest.raises(ValueError, match="expected one that takes over attention's weights, got retnet"):
         student_config(TEACHER, StudentConfig(mixer="retnet"))
+
+
+def test_keys_of_its_own_stay_as_they_are():
+    """Rotary off, though the teacher has it; then other libraries can have the student, too."""
+    block = BlockConfig(mixer=SoftmaxAttention(num_heads=2, num_kv_heads=2, head_dim=8), channel=SwiGLU(hidden=24))
+    teacher = LMConfig(vocab_size=32, dim=16, num_layers=2, pattern=(block,))
+    followed, free = (
+        student_config(teacher, load(StudentConfig, None, ["mixer=gated_deltanet", *more]))
+        for more in ((), ("own=[rope_theta]",))
+    )
+    assert config_json(followed)["model_type"] == "effarch" and config_json(free)["model_type"] == "gated_deltanet"
+    followed, free = followed.block(0).mixer, free.block(0).mixer
+    assert followed.rope_theta == block.mixer.rope_theta and free.rope_theta is None
+    assert free == followed.replace(rope_theta=None)
+    with pytest.raises(UserError, match=r"own: expected keys of gated_deltanet, got 'rope_teta'; did you mean"):
+        load(StudentConfig, None, ["mixer=gated_deltanet", "own=[rope_teta]"])

@@ -22,6 +22,8 @@ def test_minus_one_fills():
         ({"fsdp": -1}, "mesh.fsdp: expected at most one -1, got -1 for data and fsdp"),
         ({"tensor": 0}, "mesh.tensor: expected -1 or a positive number of devices, got 0"),
         ({"context": -2}, "mesh.context: expected -1 or a positive number of devices, got -2"),
+        ({"slices": 3}, "mesh.slices: expected a divisor of mesh.data = 8, got 3"),
+        ({"slices": 2}, "mesh.slices: expected the number of processes of the devices, got 2"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, message):

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from effarch import axes
+from effarch.config import UserError
 from effarch.parallel import sharding
 from effarch.parallel.mesh import MeshConfig, make_mesh
 from effarch.parallel.rules import TABLE, make_rules
@@ -39,10 +40,11 @@ def test_sharded_init_is_the_same():
     assert toy.same_bits(whole, split)
 
 
-def test_dimension_that_does_not_divide_stays_whole():
-    state = nnx.State({"w": nnx.Param(jnp.zeros((6, 8)), axes=("embed", "mlp"))})
-    found = sharding.variable_shardings(state, rules(fsdp=4, tensor=2, data=1))
-    assert found["w"].get_value().spec == P(None, ("tensor",))
+def test_a_dimension_that_does_not_divide_is_named():
+    state = nnx.State({"layers": {"w": nnx.Param(jnp.zeros((6, 8)), axes=("embed", "mlp"))}})
+    message = r"mesh.fsdp: expected a divisor of 6, dimension 0 \(embed\) of layers.w \[6, 8\], got 4"
+    with pytest.raises(UserError, match=message):
+        sharding.variable_shardings(state, rules(fsdp=4, tensor=2, data=1))
 
 
 def test_axes_that_do_not_fit():
@@ -67,3 +69,14 @@ def test_place_copies():
     placed = sharding.place(params, run.shardings.params)
     jax.jit(lambda t: jax.tree.map(lambda x: x * 2, t), donate_argnums=0)(placed)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))  # donating the copy deletes nothing else
+
+
+@pytest.mark.parametrize("sizes", [{"data": 4, "fsdp": 2}, {"data": 2, "tensor": 4}, {"tensor": 8}])
+def test_a_batch_is_put_where_its_rows_are_held(sizes):
+    table = rules(**sizes)
+    assert sharding.held_rows(table, 16).tolist() == list(range(16))  # one process holds all
+    batch = {"tokens": np.arange(48).reshape(16, 3), "weights": np.arange(16.0)}
+    placed = sharding.put_batch(batch, table, 16)
+    for name, x in batch.items():
+        np.testing.assert_array_equal(placed[name], x)
+        assert placed[name].sharding == sharding.batch_sharding(table)
