@@ -139,6 +139,14 @@ def plan() -> Verb:
     return schema_of, command, "config"
 
 
+def plan_compare() -> Verb:
+    """``effarch plan compare FILE``."""
+    import effarch.mixers  # noqa: F401  (registers)
+    from effarch.plan.compare import CompareConfig, compare
+
+    return CompareConfig, compare, "config"
+
+
 def convert() -> Verb:
     """``effarch convert SOURCE TARGET``."""
     from effarch.hub.convert import ConvertConfig
@@ -171,6 +179,7 @@ VERBS: dict[str, tuple[Callable[[], Verb], str]] = {
     "bench": (bench, "Measures time and memory of ops, mixers, blocks and models over the length."),
     "bench compare": (bench_compare, "Compares two reports of effarch bench; exit code 1 where something regressed."),
     "plan": (plan, "Compiles the steps of a run for TPUs or GPUs that are not here: what fits, what they would take."),
+    "plan compare": (plan_compare, "Plans several runs on several targets: one table."),
     "convert": (convert, "Writes the model of a run or of a checkpoint as a folder that others can load."),
     "select-layers": (
         select_layers,

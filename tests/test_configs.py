@@ -12,6 +12,7 @@ from effarch.experiment.config import PretrainConfig
 from effarch.experiment.distill import DistillConfig, converted
 from effarch.models.classifier import make_classifier
 from effarch.models.lm import make_lm
+from effarch.plan.compare import CompareConfig
 from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
 from train.distill_classifier import DistillClassifierConfig
@@ -39,6 +40,10 @@ def test_there_are_some():
 def test_config_builds(path, monkeypatch):
     """The header names the command that runs it."""
     header = path.read_text().split("run_name")[0]
+    if f"effarch plan compare {path.relative_to(ROOT)}" in header:
+        monkeypatch.chdir(ROOT)
+        assert load(CompareConfig, path).plans()
+        return
     (module,) = [module for module in COMMANDS if f"python -m {module} {path.relative_to(ROOT)}" in header]
     config = load(COMMANDS[module], path)
     if module == "train.classify":
