@@ -64,6 +64,10 @@ def examine(name: str, step: Step, target: Target) -> StepPlan:
     if memory is not None:  # what a step is given and does not read takes its place all the same
         needed = memory.total + max(0, sum(held.values()) - memory.arguments)
         fits = needed <= target.memory
+    flops, traffic, source = done.flops, done.traffic, "compiled"
+    if built.counts is not None and done.total_flops is None:
+        flops, source = {step.arithmetic: step.useful // target.chips}, "formula"
+        traffic = sum(held.values()) + (0 if memory is None else memory.outputs) if traffic is None else traffic
     return StepPlan(
         name=name,
         batch_size=step.batch_size,
@@ -80,9 +84,10 @@ def examine(name: str, step: Step, target: Target) -> StepPlan:
         traffic=done.traffic,
         loops=done.loops,
         opaque=done.opaque,
-        seconds={} if done.total_flops is None else times(target, done.flops, done.traffic, done.collectives),
+        seconds=times(target, flops, traffic, done.collectives),
         collectives=by_kind(done.collectives),
         compile_seconds=built.seconds,
+        source=source,
     )
 
 

@@ -35,7 +35,8 @@ class StepPlan:
         kernels or loops hide them. loops: iterations. opaque: such kernels.
       seconds: at the target's peaks, by what takes them: compute, memory, network; empty where unknown.
       collectives: by kind.
-      compile_seconds: measured, here.
+      compile_seconds: measured, here. source: "compiled", or "formula" where kernels or loops hide what is done; then
+        ``seconds`` are those of the models' own FLOPs, and of what must be read and written once.
       largest: of what was sought, that fits; None: nothing was sought, or nothing fits. tried: sizes, and whether they
         fit.
     """
@@ -58,6 +59,7 @@ class StepPlan:
     seconds: dict[str, float]
     collectives: tuple[Said, ...]
     compile_seconds: float
+    source: str = "compiled"
     largest: int | None = None
     tried: tuple[tuple[int, bool], ...] = ()
 

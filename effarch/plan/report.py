@@ -43,7 +43,12 @@ def _memory(plan: Plan) -> Table:
 def _work(plan: Plan) -> Table:
     def row(step: StepPlan) -> Mapping[str, Any]:
         derived = {"step": step.step_seconds, "bound": step.bound, "tokens_per_s": step.tokens_per_s}
-        return {**vars(step), **step.seconds, **derived, "hidden": ", ".join(step.opaque)}
+        return {
+            **vars(step),
+            **step.seconds,
+            **derived,
+            "hidden": ", ".join(step.opaque) or ("loops" if step.source == "formula" else ""),
+        }
 
     def seconds(value: float) -> str:
         return duration(value) if value >= 1 else f"{1e3 * value:.3g} ms"
@@ -77,6 +82,8 @@ def _collectives(plan: Plan) -> Table:
 def _notes(plan: Plan) -> list[str]:
     """What was sought, and what does not fit."""
     lines = [f"{step.name}: {step.reason}" for step in plan.steps if not step.fits]
+    told = "kernels or loops hide what is done; times are those of the models' own FLOPs and of what is read once"
+    lines += [f"{step.name}: {told}" for step in plan.steps if step.source == "formula" and step.seconds]
     for step in plan.steps if plan.find else ():
         tried = ", ".join(f"{value}{'' if fits else ' (no)'}" for value, fits in step.tried)
         best = "nothing fits" if step.largest is None else f"the largest {plan.find} that fits is {step.largest}"

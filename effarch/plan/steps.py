@@ -38,6 +38,8 @@ class Step:
     Attributes:
       run: from ``jax.jit``. arguments: shapes with shardings. parts: what they are made of, by name.
       batch_size, seq_len: of its rows. tokens: that one call reads.
+      useful: FLOPs of the models' formulas, all devices together: three passes of what is trained, one of what is read.
+      arithmetic: what their products ask for, of ``products.KINDS``.
       activations: bytes per device that the backward pass keeps; None where there is none.
     """
 
@@ -47,6 +49,8 @@ class Step:
     batch_size: int
     seq_len: int
     tokens: int
+    useful: int
+    arithmetic: str
     activations: int | None = None
 
 
@@ -60,7 +64,8 @@ def training(config: PretrainConfig, rules: axes.Rules) -> Step:
     make = partial(make_lm, config.model, config.seed)
     graph = nnx.split(abstractly(make), nnx.Param, ...)[0]
     batch = text_batch(config.batch_size, config.seq_len, rules)
-    return _update(pretraining(config, graph), make, config, batch, rules)
+    work = 3 * config.batch_size * config.model.flops(config.seq_len), _arithmetic(config.model)
+    return _update(pretraining(config, graph), make, config, batch, rules, work)
 
 
 def distilling(config: DistillConfig, place: Planned, rules: axes.Rules) -> Step:
@@ -76,7 +81,9 @@ def distilling(config: DistillConfig, place: Planned, rules: axes.Rules) -> Step
         told: list[Any] = [jax.ShapeDtypeStruct(shape, kind, sharding=where) for kind in (jnp.int32, jnp.float32)]
         batch[KEY] = TopK(*told)
     held = {} if cached(place.stage) else {"teacher": frozen}
-    return _update(phase, lambda: converted(config)[1], config, batch, rules, held)
+    row = 3 * student.config.flops(place.seq_len) + (teacher.config.flops(place.seq_len) if held else 0)
+    work = place.batch_size * row, _arithmetic(student.config)
+    return _update(phase, lambda: converted(config)[1], config, batch, rules, work, held)
 
 
 def _update(
@@ -85,6 +92,7 @@ def _update(
     config: Run,
     batch: dict[str, Any],
     rules: axes.Rules,
+    work: tuple[int, str],
     held: Mapping[str, PyTree] | None = None,
 ) -> Step:
     placement = shardings(phase, make, config.seed, rules)
@@ -104,6 +112,7 @@ def _update(
         rows,
         length,
         rows * length,
+        *work,
         kept_bytes(phase, state, batch, rules, config.grad_accum),
     )
 
@@ -122,7 +131,8 @@ def prefill(model: LMConfig, batch_size: int, seq_len: int, rules: axes.Rules) -
     tokens = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32, sharding=where)
     jitted = jax.jit(run, out_shardings=(where, jax.tree.map(lambda x: x.sharding, state)))
     parts = {"parameters": params, "batch": tokens}
-    return Step(jitted, (params, tokens), parts, batch_size, seq_len, batch_size * seq_len)
+    work = batch_size * model.flops(seq_len), _arithmetic(model)
+    return Step(jitted, (params, tokens), parts, batch_size, seq_len, batch_size * seq_len, *work)
 
 
 def decode(model: LMConfig, batch_size: int, seq_len: int, rules: axes.Rules) -> Step:
@@ -137,7 +147,12 @@ def decode(model: LMConfig, batch_size: int, seq_len: int, rules: axes.Rules) ->
     token = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=where)
     jitted = jax.jit(run, donate_argnums=2, out_shardings=(where, jax.tree.map(lambda x: x.sharding, state)))
     parts = {"parameters": params, "state": state, "batch": token}
-    return Step(jitted, (params, token, state), parts, batch_size, seq_len, batch_size)
+    work = batch_size * model.flops(1), _arithmetic(model)
+    return Step(jitted, (params, token, state), parts, batch_size, seq_len, batch_size, *work)
+
+
+def _arithmetic(model: LMConfig) -> str:
+    return "bf16" if jnp.dtype(model.dtype).itemsize == 2 else "f32_highest"
 
 
 def _decoder(model: LMConfig, batch_size: int, seq_len: int, rules: axes.Rules) -> tuple[nnx.GraphDef, PyTree, PyTree]:

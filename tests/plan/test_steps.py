@@ -1,6 +1,7 @@
 """Planned steps are those that run: the same program, on arrays of the same bytes on every device."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from flax import nnx
 
 import effarch.mixers  # noqa: F401  (registers)
-from effarch.bench.compiled import memory
+import effarch.plan.examine
+from effarch.bench.compiled import Counts, Memory, memory
+from effarch.bench.estimate import Built
 from effarch.bench.topology import parse
 from effarch.config import UserError
 from effarch.data.rows import FIELDS, LOADED_AS
@@ -17,6 +20,7 @@ from effarch.models.lm import make_lm, parameter_count
 from effarch.parallel.sharding import put_batch
 from effarch.plan.examine import device_bytes, examine, rules_for, step_of
 from effarch.plan.models import model_of
+from effarch.plan.steps import Step
 from effarch.training.phase import shardings, start
 from tests.plan import tiny
 
@@ -126,3 +130,19 @@ def test_what_does_not_divide_is_one_line(change, message):
     config = tiny.pretrain(*change)
     with pytest.raises(UserError, match=message):
         step_of(config, "train", 0, {}, rules_for(config, CPU))
+
+
+def test_what_kernels_hide_is_estimated_by_formula(monkeypatch):
+    """A program that is not compiled: nothing but what examine makes of the compiler's answer."""
+    v5e = parse("v5e:2x2")
+    stub = Step(SimpleNamespace(lower=lambda: None), (), {}, 8, 32, 256, 4 * 197 * 10**12, "bf16")
+    for counted, source, seconds in (
+        (Counts({"bf16": 1}, 819 * 10**9, 3, ("kernel",)), "formula", {"compute": 1, "memory": 1, "network": 0}),
+        (Counts(None, None, None), "formula", {"compute": 1, "memory": 0, "network": 0}),
+        (Counts({"bf16": 394 * 10**12}, 0, 3), "compiled", {"compute": 2, "memory": 0, "network": 0}),
+    ):
+        built = Built(Memory(5, 0, 7, 0), counted, 0.5, 12, True)
+        monkeypatch.setattr(effarch.plan.examine, "build", lambda target, lowered, built=built: built)
+        found = examine("train", stub, v5e)
+        assert (found.source, found.seconds, found.needed) == (source, seconds, 12)
+        assert found.tokens_per_s == 256 / max(seconds.values())
