@@ -23,7 +23,10 @@ KINDS = (
 )
 _LISTED = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
+
+_STARTS = 'custom_call_target="AsyncCollectiveStart"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,8 @@ def collective(module: Module, computation: Computation, instruction: Instructio
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
+    if "chain_id=" in instruction.rest and not any(_STARTS in other.rest for other in computation.instructions):
+        return None  # the compiler for TPUs writes it again into every fusion that runs meanwhile
     given = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
     if kind == "collective-permute":
         given = given[:1]  # where it is written to, and offsets, may follow
@@ -82,4 +87,9 @@ def group(attributes: str, devices: int) -> tuple[int, ...]:
         ids = np.arange(math.prod(dims)).reshape(dims)
         ids = ids.transpose(order) if order else ids
         return tuple(int(i) for i in ids.reshape(shape[0], -1)[0])
+    if found := _MESH.search(attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
+        chosen = re.findall(r"'([^']+)'", found.group(2))
+        ids = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])
+        return tuple(int(i) for i in ids[tuple(slice(None) if name in chosen else 0 for name in sizes)].ravel())
     return tuple(range(devices))

@@ -17,6 +17,8 @@ _BODIES = {"fusion": ("calls",), "call": ("to_apply",), "async-start": ("calls",
 _HARMLESS = {  # custom calls that multiply nothing
     "AllocateBuffer",
     "AssumeGatherIndicesInBound",
+    "AsyncCollectiveDone",
+    "AsyncCollectiveStart",
     "ConcatBitcast",
     "GatherScatterIndicesBitpacked",
     "SPMDFullToShardShape",

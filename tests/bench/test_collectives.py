@@ -78,6 +78,19 @@ ENTRY %main (a: f32[8], b: bf16[4,4]) -> f32[32] {
     assert [collective(module, module.entry, i) for i in module.entry.instructions].count(None) == 4
 
 
+def test_what_goes_on_beside_other_work_is_counted_once():
+    """As libtpu writes it: in the fusion that starts it, in those that run meanwhile, in the one that waits."""
+    gather = '%g = f32[32]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}'
+    part = "%f.{0} (p: f32[8]) -> f32[32] {{\n  %p = f32[8]{{0}} parameter(0)\n  {1}\n  {2}\n}}\n"
+    start = 'ROOT %s = f32[32]{0} custom-call(%g), custom_call_target="AsyncCollectiveStart"'
+    done = 'ROOT %d = f32[32]{0} custom-call(%p, %g), custom_call_target="AsyncCollectiveDone"'
+    parts = [part.format(i, gather, last) for i, last in enumerate([start, "ROOT %n = f32[8]{0} negate(%p)", done])]
+    calls = "\n".join(f"  %c{i} = f32[32]{{0}} fusion(%a), kind=kCustom, calls=%f.{i}" for i in range(3))
+    entry = f"ENTRY %main (a: f32[8]) -> f32[32] {{\n  %a = f32[8]{{0}} parameter(0)\n{calls}\n}}\n"
+    found = counts("HloModule m, num_partitions=4\n\n" + "\n".join([*parts, entry]))
+    assert found.collectives == (Collective("all-gather", (0, 1, 2, 3), 1, 32),) and found.opaque == ()
+
+
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
@@ -85,6 +98,8 @@ ENTRY %main (a: f32[8], b: bf16[4,4]) -> f32[32] {
         ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
         ("replica_groups=[2,4]<=[2,2,2]T(1,0,2)", (0, 1, 4, 5)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={1}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
         ("replica_groups={}", (0, 1, 2, 3, 4, 5, 6, 7)),
         ("source_target_pairs={{0,1},{1,2},{7,0}}", (7, 0)),
     ],
