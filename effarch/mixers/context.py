@@ -94,13 +94,12 @@ class Context:
         if segment_ids.shape != (batch, time):
             raise ValueError(f"segment_ids: expected shape {[batch, time]}, got {list(segment_ids.shape)}")
         segments = as_segments(segment_ids, last_segment=before.last_segment, length=before.length)
-        real = segments.real
-        clock = jnp.arange(1, time + 1, dtype=jnp.int32)[None]
-        newest = jnp.where(real, clock, 0).max(axis=1) - 1  # time of the last real token, -1 for none
-        at = jnp.maximum(newest, 0)[:, None]
+        real = segments.real.any(axis=1)
+        newest = segments.real & (segments.run == segments.last_run[:, None])  # tokens of the last document
+        least = jnp.iinfo(segment_ids.dtype).min
         after = Progress(
-            jnp.where(newest < 0, before.length, jnp.take_along_axis(segments.position, at, axis=1)[:, 0] + 1),
-            jnp.where(newest < 0, before.last_segment, jnp.take_along_axis(segment_ids, at, axis=1)[:, 0]),
+            jnp.where(real, jnp.where(newest, segments.position + 1, 0).max(axis=1), before.length),
+            jnp.where(real, jnp.where(newest, segment_ids, least).max(axis=1), before.last_segment),
         )
         return cls(segments.position, segments, {}, form), after
 

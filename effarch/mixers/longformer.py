@@ -31,9 +31,13 @@ from effarch.typing import Array, Float, Int
 
 @register("longformer", kind="mixer")
 class Longformer(SoftmaxAttention):
-    """Causal softmax attention to a window, dilated by head, and to the first tokens."""
+    """Causal softmax attention to a window, dilated by head, and to the first tokens.
+
+    Not split over devices: dilations count places in the line of a row's documents, which all devices make up together.
+    """
 
     recurrent: ClassVar[bool] = True  # its cache does not grow
+    context_parallel: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
     paper: ClassVar[str] = "2004.05150 Longformer: The Long-Document Transformer"
 

@@ -31,6 +31,7 @@ class MLA(MixerConfig):
     """Causal softmax attention whose keys and values are linear in a small latent."""
 
     stands_in_for_attention: ClassVar[bool] = False  # a teacher's keys and values are of full rank, and have no norm
+    context_parallel: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "2405.04434 DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model"
     )

@@ -30,6 +30,7 @@ from effarch.typing import Array
 class SoftmaxAttention(MixerConfig):
     """Causal softmax attention."""
 
+    context_parallel: ClassVar[bool] = True
     paper: ClassVar[str] = "1706.03762 Attention Is All You Need"
     caps_logits: ClassVar[bool] = True  # it has logit_cap; sparse patterns do not
 

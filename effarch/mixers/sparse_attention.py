@@ -26,8 +26,13 @@ from effarch.typing import Array, Bool, Float, Int, PyTree
 
 
 class BlockAttention(SoftmaxAttention):
-    """Config of attention to whole blocks of positions."""
+    """Config of attention to whole blocks of positions.
 
+    Not split over devices: which blocks a query keeps is known to its own device only, and differs from query to query,
+    so that a device would have to ask every other for blocks, or be sent all of them.
+    """
+
+    context_parallel: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
 
     block_size: int = pydantic.Field(64, gt=0, description="C: tokens of a block")

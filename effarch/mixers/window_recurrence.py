@@ -25,7 +25,7 @@ from effarch.typing import Array, PyTree
 
 @register("window_recurrence", kind="mixer")
 class WindowRecurrence(SlidingWindow):
-    """Softmax attention to a window, and a recurrent mixer."""
+    """Softmax attention to a window, and a recurrent mixer; split over devices where the inner mixer may be."""
 
     paper: ClassVar[str] = "2411.13676 Hymba: A Hybrid-head Architecture for Small Language Models"
 

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from effarch.ops.context import varying_as
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Float
 
@@ -36,4 +37,4 @@ def over_tokens(weight: Float[Array, "*channels"], x: Float[Array, "..."]) -> Fl
     Args:
       weight: one value per channel. x: whose last axes are those of ``weight``.
     """
-    return _broadcast(weight.astype(x.dtype), x.shape)
+    return _broadcast(varying_as(weight, x).astype(x.dtype), x.shape)

@@ -7,27 +7,34 @@ not the one the state came from starts at run 2, so the state is never read.
 
 import dataclasses
 from functools import partial
-from typing import overload
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
+from effarch.ops.context import Start, split_over_devices
 from effarch.typing import Array, Bool, Int
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["run", "position", "order", "inverse"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["run", "carried_run", "position", "order", "inverse"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Segments:
     """What ops need to know about the documents of a row, computed once per call of a model.
 
     Attributes:
       run: ``[B, T]`` int32 run index, 0 at padding, non-decreasing otherwise; run 1 continues the carried state.
+      carried_run: ``[B, T]`` int32 run of the state that token t finds: that of the last real token before it, 1 at the
+        start.
       position: ``[B, T]`` int32 position inside the run, counting real tokens only; run 1 goes on from ``length``.
       order: ``[B, T]`` int32, the times of a row with its real tokens first (stable), padding last.
       inverse: ``[B, T]`` int32, the inverse permutation of ``order``.
     """
 
     run: Int[Array, "B T"]
+    carried_run: Int[Array, "B T"]
     position: Int[Array, "B T"]
     order: Int[Array, "B T"]
     inverse: Int[Array, "B T"]
@@ -36,12 +43,6 @@ class Segments:
     def real(self) -> Bool[Array, "B T"]:
         """True where the token is not padding."""
         return self.run > 0
-
-    @property
-    def carried_run(self) -> Int[Array, "B T"]:
-        """Run of the state that token t finds: that of the last real token before it, 1 at the start."""
-        before = jnp.pad(self.run[:, :-1], ((0, 0), (1, 0)), constant_values=1)
-        return jnp.maximum(jax.lax.cummax(before, axis=1), 1)
 
     @property
     def last_run(self) -> Int[Array, " B"]:
@@ -86,26 +87,85 @@ def as_segments(
     batch, time = ids.shape
     last = jnp.ones((batch,), jnp.int32) if last_segment is None else last_segment.astype(jnp.int32)
     length = jnp.zeros((batch,), jnp.int32) if length is None else length.astype(jnp.int32)
+    before, split = _Seen(last, length, jnp.ones_like(last)), axes.context_parallel(time)
+    if split is None:
+        found, _ = _number(ids, before)
+    else:
+        mesh, axis = split
+        found, _ = split_over_devices(ids, before, run=_number, span=_span, apply=_go_on, mesh=mesh, axis=axis)
+    return Segments(*found, *partition(ids != 0))
+
+
+class _Seen(NamedTuple):
+    """What a row has seen: the id of its last document, its real tokens, and how many runs there were."""
+
+    last: Int[Array, " B"]
+    length: Int[Array, " B"]
+    runs: Int[Array, " B"]
+
+
+class _Span(NamedTuple):
+    """What tokens add to that: the id of their first real token (0: none), and what they are seen as by themselves."""
+
+    first: Int[Array, " B"]
+    own: _Seen
+
+
+def _number(ids: Int[Array, "B T"], before: _Seen) -> tuple[tuple[Array, Array, Array], _Seen]:
+    """Run, carried run and position of each token, and what was seen after the last."""
     real = ids != 0
-    clock = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
+    clock = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
 
     # The id of the last real token before t (or the carried one): look it up at its time.
     seen = jax.lax.cummax(jnp.where(real, clock, -1), axis=1)
     seen_before = jnp.pad(seen[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    previous = jnp.where(seen_before >= 0, jnp.take_along_axis(ids, jnp.maximum(seen_before, 0), axis=1), last[:, None])
-    starts = real & (ids != previous)
-    run = jnp.where(real, 1 + jnp.cumsum(starts.astype(jnp.int32), axis=1, dtype=jnp.int32), 0)
+    previous = jnp.take_along_axis(ids, jnp.maximum(seen_before, 0), axis=1)
+    starts = real & (ids != jnp.where(seen_before >= 0, previous, before.last[:, None]))
+    runs = before.runs[:, None] + jnp.cumsum(starts.astype(jnp.int32), axis=1, dtype=jnp.int32)
 
     count = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)  # real tokens up to and with t
     base = jax.lax.cummax(jnp.where(starts, count - 1, -1), axis=1)  # real tokens before this run began
-    position = jnp.where(base < 0, count - 1 + length[:, None], count - 1 - base)
-    position = jnp.where(real, position, 0)
+    length = jnp.where(base < 0, count + before.length[:, None], count - base)  # of this run, up to and with t
+    newest = jnp.take_along_axis(ids, jnp.maximum(seen[:, -1:], 0), axis=1)[:, 0]
+    after = _Seen(jnp.where(seen[:, -1] >= 0, newest, before.last), length[:, -1], runs[:, -1])
+    carried = runs - starts.astype(jnp.int32)
+    return (jnp.where(real, runs, 0), carried, jnp.where(real, length - 1, 0)), after
 
-    # A stable partition without a sort: real tokens keep their order in front, padding fills the rest.
-    total = count[:, -1:]
-    inverse = jnp.where(real, count - 1, total + clock - count)
+
+def _span(ids: Int[Array, "B T"], start: Start) -> _Span:
+    first = jnp.take_along_axis(ids, (ids != 0).argmax(axis=1)[:, None], axis=1)[:, 0]
+    nothing = jnp.zeros_like(first)
+    return _Span(first, _number(ids, _Seen(first, nothing, nothing))[1])
+
+
+def _go_on(span: _Span, before: _Seen) -> _Seen:
+    """What was seen after these tokens, too."""
+    none, same = span.first == 0, span.first == before.last
+    length = span.own.length + jnp.where(same & (span.own.runs == 0), before.length, 0)
+    after = _Seen(span.own.last, length, before.runs + span.own.runs + jnp.where(same, 0, 1))
+    return jax.tree.map(partial(jnp.where, none), before, after)
+
+
+def partition(real: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """``(order, inverse)`` of `Segments`: a stable partition without a sort.
+
+    Real tokens keep their order in front, padding fills the rest.
+    """
+    batch, time = real.shape
+    clock = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), real.shape)
+    count = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)
+    inverse = jnp.where(real, count - 1, count[:, -1:] + clock - count)
     order = jnp.zeros_like(inverse).at[jnp.arange(batch)[:, None], inverse].set(clock)
-    return Segments(run=run, position=position, order=order, inverse=inverse)
+    return order, inverse
+
+
+def renumbered(run: Int[Array, "B T"], position: Int[Array, "B T"], carried: Int[Array, " B"]) -> Segments:
+    """The segments of some of a row's tokens; run ``carried``, of the last real token before them, becomes run 1."""
+    real = run > 0
+    run = jnp.where(real, run - carried[:, None] + 1, 0)
+    seen = jnp.maximum(jax.lax.cummax(run, axis=1), 1)
+    before = jnp.pad(seen[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+    return Segments(run, before, position, *partition(real))
 
 
 @jax.custom_vjp
@@ -139,7 +199,9 @@ def compacted(segments: Segments) -> Segments:
     """The segments of the compacted row: the same runs and positions, padding on the right, nothing left to move."""
     rows = jnp.broadcast_to(jnp.arange(segments.run.shape[1], dtype=jnp.int32), segments.run.shape)
     take = partial(jnp.take_along_axis, indices=segments.order, axis=1)
-    return Segments(run=take(segments.run), position=take(segments.position), order=rows, inverse=rows)
+    run = take(segments.run)
+    carried = jnp.where(run > 0, take(segments.carried_run), segments.last_run[:, None])
+    return Segments(run, carried, take(segments.position), order=rows, inverse=rows)
 
 
 def repeat(segments: Segments, times: int) -> Segments:
@@ -149,9 +211,11 @@ def repeat(segments: Segments, times: int) -> Segments:
         inner = jnp.arange(times, dtype=x.dtype)[None, None]
         return (x[:, :, None] * times + inner).reshape(len(x), -1)
 
-    run = jnp.repeat(segments.run, times, axis=1)
+    run, carried = (jnp.repeat(x, times, axis=1) for x in (segments.run, segments.carried_run))
+    first = jnp.arange(run.shape[1], dtype=jnp.int32)[None] % times == 0
     return Segments(
         run=run,
+        carried_run=jnp.where(first | (run == 0), carried, run),
         position=jnp.where(run > 0, each(segments.position), 0),
         order=each(segments.order),
         inverse=each(segments.inverse),

@@ -15,9 +15,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
+from effarch.ops.context import Start, split_over_devices
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments, as_segments
-from effarch.typing import Array, Float, Int
+from effarch.typing import Array, Bool, Float, Int
 
 NOTHING = -1e30  #: the maximum of nothing: finite, for -inf - -inf is NaN
 
@@ -70,19 +72,53 @@ def stabilise(
     dtype = accumulator(log_decay, log_input)
     g, i = log_decay.astype(dtype), log_input.astype(dtype)
     before = jnp.full_like(g[:, 0], start) if state is None else state.astype(dtype)
-    a, b = g, i
-    if segments is not None:
-        real = segments.real[..., None]
-        new = real & (segments.run != segments.carried_run)[..., None]
-        g, i = jnp.where(real, g, 0), jnp.where(real, i, -jnp.inf)
-        a, b = jnp.where(new, -jnp.inf, g), jnp.where(new, jnp.maximum(g + start, i), i)  # new: m -> max(g + start, i)
-    a, b = jax.lax.associative_scan(_later, (a, b), axis=1)
-    maximum = jnp.maximum(a + before[:, None], b)
+    where = () if segments is None else (segments.run, segments.carried_run)
+    run, split = partial(_run, start=start), axes.context_parallel(g.shape[1])
+    if split is None:
+        gates, end = run((g, i, *where), before)
+    else:
+        mesh, axis = split
+        where = where or (jnp.ones(g.shape[:2], jnp.int32),) * 2
+        span = partial(_span, start=start)
+        gates, end = split_over_devices((g, i, *where), before, run=run, span=span, apply=_apply, mesh=mesh, axis=axis)
+    return Stabilised(*gates, end)
 
+
+def _since_start(tokens: tuple[Array, ...], start: float) -> tuple[Array, Array]:
+    """``(a, b)`` from the first token to each, so that ``m = max(a + m, b)``."""
+    a, b, *where = tokens
+    if where:
+        real, new = _real_and_new(*where)
+        g, i = jnp.where(real, a, 0), jnp.where(real, b, -jnp.inf)
+        a, b = jnp.where(new, -jnp.inf, g), jnp.where(new, jnp.maximum(g + start, i), i)  # new: m -> max(g + start, i)
+    return jax.lax.associative_scan(_later, (a, b), axis=1)
+
+
+def _real_and_new(run: Array, carried: Array) -> tuple[Bool[Array, "B T 1"], Bool[Array, "B T 1"]]:
+    return (run > 0)[..., None], ((run > 0) & (run != carried))[..., None]
+
+
+def _run(tokens: tuple[Array, ...], before: Array, *, start: float) -> tuple[tuple[Array, Array, Array], Array]:
+    """Log-decays, log-inputs and maxima of these tokens, and the last maximum."""
+    g, i, *where = tokens
+    a, b = _since_start(tokens, start)
+    maximum = jnp.maximum(a + before[:, None], b)
     m = jax.lax.stop_gradient(maximum)
     previous = jnp.concatenate([before[:, None], m[:, :-1]], axis=1)
-    if segments is not None:
+    log_input = i - m
+    if where:
+        real, new = _real_and_new(*where)
+        g, log_input = jnp.where(real, g, 0), jnp.where(real, jnp.where(real, i, 0) - m, 0)
         previous = jnp.where(new, start, previous)
     shift = jnp.minimum(jax.lax.stop_gradient(previous) - m, -jax.lax.stop_gradient(g))  # rounding: never above 0
-    log_input = i - m if segments is None else jnp.where(real, i - m, 0)
-    return Stabilised(g + shift, log_input, maximum, maximum[:, -1])
+    return (g + shift, log_input, maximum), maximum[:, -1]
+
+
+def _span(tokens: tuple[Array, ...], ready: Start, *, start: float) -> tuple[Array, Array]:
+    """``(a, b)`` of all these tokens."""
+    a, b = _since_start(tokens, start)
+    return a[:, -1], b[:, -1]
+
+
+def _apply(span: tuple[Array, Array], m: Array) -> Array:
+    return jnp.maximum(span[0] + m, span[1])

@@ -6,6 +6,7 @@ of a `Line`, `strided_attention`, `selected_attention` to whole blocks. All form
 and in gradient; none is chosen by length.
 """
 
+from effarch import axes
 from effarch.ops.attention.block_sparse import selected_attention
 from effarch.ops.attention.blockwise import blockwise_attention
 from effarch.ops.attention.cache import KVCache, RingCache, append, attend
@@ -13,7 +14,8 @@ from effarch.ops.attention.choice import block_means, choose_blocks, next_mean, 
 from effarch.ops.attention.dilated import Dilated
 from effarch.ops.attention.forgetting import forgetting_attention
 from effarch.ops.attention.line import Blocks, Line, lay_out
-from effarch.ops.attention.reference import Visibility, attention, merge
+from effarch.ops.attention.reference import Visibility, attention, check_row, merge, row_segments
+from effarch.ops.attention.ring import ring_attention
 from effarch.ops.attention.strided import strided_attention
 from effarch.ops.attention.window import LeftContext, window_attention
 from effarch.ops.mixing import mixes
@@ -38,6 +40,9 @@ def softmax_attention(
 ) -> Float[Array, "B T Hq V"]:
     """Softmax attention over whole rows; arguments as `attention`.
 
+    Under rules that split "time" over a mesh axis, the chunkwise form goes around the ring of devices, where it is
+    given no ``visibility``.
+
     Args:
       form: "chunkwise" (blocks, O(T) memory) or "parallel" (the T x S scores in memory).
 
@@ -46,6 +51,11 @@ def softmax_attention(
     """
     if form not in FORMS:
         raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
+    split = axes.context_parallel(q.shape[1]) if form == "chunkwise" and visibility is None else None
+    if split is not None:
+        check_row(q, k, v)
+        row, scale = row_segments(segment_ids, *q.shape[:2]), q.shape[3] ** -0.5 if scale is None else scale
+        return ring_attention(q, k, v, row, causal=causal, scale=scale, cap=cap, mesh=split[0], axis=split[1])
     return FORMS[form](q, k, v, causal=causal, segment_ids=segment_ids, visibility=visibility, scale=scale, cap=cap)
 
 

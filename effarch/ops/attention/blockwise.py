@@ -72,15 +72,16 @@ def attention_and_logsumexp(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _flash(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
-    return _forward(scale, cap, block_size, q, k, v, bias, visibility)
+    return forward_blocks(scale, cap, block_size, q, k, v, bias, visibility)
 
 
 def _flash_fwd(scale, cap, block_size, q, k, v, bias, visibility):
-    o, logsumexp = _forward(scale, cap, block_size, q, k, v, bias, visibility)
+    o, logsumexp = forward_blocks(scale, cap, block_size, q, k, v, bias, visibility)
     return (o, logsumexp), (q, k, v, bias, visibility, o, logsumexp)
 
 
-def _forward(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
+def forward_blocks(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
+    """Output and log-sum of `attention_and_logsumexp`, of inputs whose padding is 0."""
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
     edges_q, edges_k = _edges(visibility, size_q, size_k)
@@ -108,7 +109,8 @@ def _forward(scale: float, cap: float | None, block_size: int, q: Array, k: Arra
             return higher, total * fade + weights.sum(axis=-1), acc
 
         shape = q_n.shape[:-1]
-        start = (jnp.full(shape, EMPTY, sums), jnp.zeros(shape, sums), jnp.zeros((*shape, v.shape[3]), sums))
+        zeros = partial(jnp.zeros_like, q_n, dtype=sums)  # of q_n: on shards they differ from device to device
+        start = (zeros(shape=shape) + EMPTY, zeros(shape=shape), zeros(shape=(*shape, v.shape[3])))
         peak, total, acc = jax.lax.fori_loop(jnp.int32(0), count_n.max(), step, start)
         total = jnp.where(total > 0, total, 1)
         return None, ((acc / total[..., None]).astype(q.dtype), peak + jnp.log(total))
@@ -119,7 +121,8 @@ def _forward(scale: float, cap: float | None, block_size: int, q: Array, k: Arra
     return _unblock(jnp.moveaxis(o, 0, 1), time), _unblock(jnp.moveaxis(logsumexp, 0, 1)[..., None], time)[..., 0]
 
 
-def _flash_bwd(scale, cap, block_size, residuals, gradients):
+def backward_blocks(scale, cap, block_size, residuals, gradients):
+    """Gradients of the inputs. The keys may be some of those that ``o`` and its log-sum are of."""
     q, k, v, bias, visibility, o, logsumexp = residuals
     do, dlogsumexp = gradients
     time, kv_heads = q.shape[1], k.shape[2]
@@ -157,15 +160,15 @@ def _flash_bwd(scale, cap, block_size, residuals, gradients):
             dk = dk + dot("bkgcs,bkgcd->bksd", dlogits, q_n)
             return _add(dq, at, dot("bkgcs,bksd->bkgcd", dlogits, k_m)), dk, dv, dbias
 
-        dbias = [jnp.zeros(x.shape, sums) for x in bias_m[:1]]  # the same for every term
-        start = (dq, jnp.zeros(k_m.shape, sums), jnp.zeros(v_m.shape, sums), dbias)
+        dbias = [jnp.zeros_like(x, dtype=sums) for x in bias_m[:1]]  # the same for every term
+        start = (dq, jnp.zeros_like(k_m, dtype=sums), jnp.zeros_like(v_m, dtype=sums), dbias)
         dq, dk, dv, dbias = jax.lax.fori_loop(jnp.int32(0), count_m.max(), step, start)
         return dq, (dk.astype(k.dtype), dv.astype(v.dtype), dbias)
 
     kb, vb = (_blocks(x, size_k, kv_heads)[:, :, :, 0] for x in (k, v))
     blocks = (kb, vb, bias_k, *(_blocks(x, size_k) for x in (visibility.run_k, visibility.position_k)), edges_k)
     xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), blocks)
-    dq, (dk, dv, dbias) = jax.lax.scan(column, jnp.zeros(qb.shape, sums), xs)
+    dq, (dk, dv, dbias) = jax.lax.scan(column, jnp.zeros_like(qb, dtype=sums), xs)
     dk, dv = (_unblock(jnp.moveaxis(x, 0, 1)[:, :, :, None], k.shape[1]) for x in (dk, dv))
     if bias is not None:  # a softmax does not move with its query's bias: only the log of its sum does
         of_q = jnp.where(logsumexp > EMPTY, dlogsumexp.astype(sums), 0)
@@ -174,7 +177,7 @@ def _flash_bwd(scale, cap, block_size, residuals, gradients):
     return _unblock(dq, time).astype(q.dtype), dk, dv, bias, None
 
 
-_flash.defvjp(_flash_fwd, _flash_bwd)
+_flash.defvjp(_flash_fwd, backward_blocks)
 
 
 def _bias(bias, size_q: int, size_k: int, kv_heads: int) -> tuple[list[Array], list[Array]]:

@@ -62,7 +62,8 @@ class Visibility:
 def contiguous(batch: int, time: int) -> Segments:
     """The segments of rows that hold one document each and no padding."""
     clock = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (batch, time))
-    return Segments(run=jnp.ones_like(clock), position=clock, order=clock, inverse=clock)
+    ones = jnp.ones_like(clock)
+    return Segments(run=ones, carried_run=ones, position=clock, order=clock, inverse=clock)
 
 
 def resolve(
@@ -84,8 +85,7 @@ def resolve(
                     f"visibility.{name}: expected [{batch}, {want}], got {list(getattr(visibility, name).shape)}"
                 )
         return visibility
-    if time != keys:
-        raise ValueError(f"k: expected S = T = {time} without visibility, got S = {keys}")
+    check_row(q, k, v)
     segments = row_segments(segment_ids, batch, time)
     return Visibility(segments.run, segments.position, segments.run, segments.position, causal=causal)
 
@@ -98,6 +98,13 @@ def row_segments(segment_ids: Array | Segments | None, batch: int, time: int) ->
     if segments.run.shape != (batch, time):
         raise ValueError(f"segment_ids: expected [{batch}, {time}], got {list(segments.run.shape)}")
     return segments
+
+
+def check_row(q: Array, k: Array, v: Array) -> None:
+    """`check_heads`, and raises ``ValueError`` unless there is a key for every query."""
+    check_heads(q, k, v)
+    if q.shape[1] != k.shape[1]:
+        raise ValueError(f"k: expected S = T = {q.shape[1]} without visibility, got S = {k.shape[1]}")
 
 
 def check_heads(q: Array, k: Array, v: Array) -> None:

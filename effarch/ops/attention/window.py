@@ -9,10 +9,12 @@ against the sink's key as it was rotated at its own small position; a sink insid
 
 import dataclasses
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
 from effarch.ops.attention.blockwise import BLOCK, attention_and_logsumexp
 from effarch.ops.attention.reference import (
     EMPTY,
@@ -20,6 +22,7 @@ from effarch.ops.attention.reference import (
     Visibility,
     capped,
     check_heads,
+    contiguous,
     dot,
     mix_and_logsumexp,
     row_segments,
@@ -28,6 +31,7 @@ from effarch.ops.attention.reference import (
 )
 from effarch.ops.mixing import mixes
 from effarch.ops.segments import Segments
+from effarch.ops.tail import Tail, with_tails
 from effarch.typing import Array, Float, Int
 
 LEAST_BLOCK = 64  # below this a block's fixed costs exceed its work
@@ -121,7 +125,54 @@ def window_and_logsumexp(
     segments = row_segments(segment_ids, batch, time)
     if segment_ids is None and left is not None:
         segments = dataclasses.replace(segments, position=segments.position + left.length[:, None])
-    run, position = segments.run, segments.position
+    attend = partial(_attend, window=window, sinks=sinks, scale=scale, cap=cap, form=form, block_size=block_size)
+    split = axes.context_parallel(time) if form == "chunkwise" else None
+    if split is None:
+        return attend(q, k, v, q_sink, segments, left)
+
+    def shard(tokens, inner: Segments | None, tail: Tail):
+        q, k, v, q_sink, count = tokens
+        inner = contiguous(*q.shape[:2]) if inner is None else inner
+        inner = dataclasses.replace(inner, position=jnp.maximum(count - 1, 0))
+        return attend(q, k, v, q_sink, inner, _context_of(tail, k, v)), ()
+
+    tokens, mesh_axis = (q, k, v, q_sink, segments.position + 1), dict(zip(("mesh", "axis"), split, strict=True))
+    packed = None if segment_ids is None and sinks == 0 else segments
+    near, first = itemgetter(1, 2, 4), itemgetter(1, 2) if sinks else None
+    before = _tail_of(left, k, v, window, sinks)
+    return with_tails(shard, tokens, before, packed, last=near, first=first, **mesh_axis)[0]
+
+
+def _tail_of(left: LeftContext | None, k: Array, v: Array, window: int, sinks: int) -> Tail:
+    """The left context as the tail before the first token: last keys, values, and how many tokens up to each."""
+    one = jnp.ones((k.shape[0],), jnp.int32)
+    if left is None:
+        near, first = ([jnp.zeros((len(x), n, *x.shape[2:]), x.dtype) for x in (k, v)] for n in (window, sinks))
+        return Tail((*near, jnp.zeros((len(k), window), jnp.int32)), tuple(first) if sinks else (), one - 1, one)
+    newest = jnp.argsort(left.position, axis=1)[:, -window:]
+    short = window - newest.shape[1]
+
+    def last(x: Array) -> Array:
+        x = jax.vmap(lambda row, i: row[i])(x, newest)
+        x = jnp.where((at > 0).reshape(at.shape + (1,) * (x.ndim - 2)), x, 0)
+        return jnp.pad(x, [(0, 0), (short, 0)] + [(0, 0)] * (x.ndim - 2))
+
+    at = jnp.maximum(jnp.take_along_axis(left.position, newest, axis=1) + 1, 0)
+    there = (jnp.arange(sinks, dtype=jnp.int32)[None] < left.length[:, None])[:, :, None, None]
+    first = tuple(jnp.where(there, x, 0).astype(y.dtype) for x, y in ((left.sink_k, k), (left.sink_v, v)))
+    near = (last(left.k).astype(k.dtype), last(left.v).astype(v.dtype), last(left.position + 1))
+    return Tail(near, first if sinks else (), (at > 0).sum(axis=1, dtype=jnp.int32), one)
+
+
+def _context_of(tail: Tail, k: Array, v: Array) -> LeftContext:
+    near_k, near_v, count = tail.last
+    sink_k, sink_v = tail.first or (k[:, :0], v[:, :0])
+    return LeftContext(near_k, near_v, count - 1, sink_k, sink_v, count[:, -1])
+
+
+def _attend(q, k, v, q_sink, segments: Segments, left, *, window, sinks, scale, cap, form, block_size):
+    """`window_and_logsumexp` on one device."""
+    run, position, time = segments.run, segments.position, q.shape[1]
     q, q_sink = zero_padding(q, run), zero_padding(q_sink, run)
 
     run_k, position_k, keys, values = run, position, k, v

@@ -49,4 +49,8 @@ def apply(affine: tuple[Array, Array], state: Array) -> Array:
 
 def context_parallel(core: Core, inputs: Inputs, state: Array, mesh: Mesh, axis: str) -> tuple[Array, Array]:
     """Runs ``core`` with axis 1 of every token array split over mesh axis ``axis``; other mesh axes stay automatic."""
+    batch, time = inputs.v.shape[:2]
+    if inputs.run is None and time % mesh.shape[axis]:  # the padding must not decay the state
+        ones = jnp.ones((batch, time), jnp.int32)
+        inputs = dataclasses.replace(inputs, run=ones, carried=ones)
     return split_over_devices(inputs, state, run=core, span=partial(span, core), apply=apply, mesh=mesh, axis=axis)
