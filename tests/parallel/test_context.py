@@ -3,8 +3,10 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 
 from effarch import axes
@@ -12,6 +14,7 @@ from effarch.ops.attention import RingCache, forgetting_attention, softmax_atten
 from effarch.ops.conv import causal_conv, delay, token_shift
 from effarch.ops.segments import as_segments
 from effarch.ops.stabiliser import NOTHING, stabilise
+from tests.models import tiny
 from tests.ops.recurrence_cases import random_segments
 from tests.tolerances import TOL, assert_close
 
@@ -72,8 +75,7 @@ def test_runs_and_positions():
             np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("time", [64, 61])
-@pytest.mark.parametrize("taps", [4, 21])
+@pytest.mark.parametrize(("taps", "time"), [(4, 64), (21, 61)])
 def test_convolutions(taps, time):
     """Also of more taps than a shard has tokens, and of more tokens than the devices divide."""
     x, weight, bias, state = draw(taps, (8, time, 6), (taps, 6), (6,), (8, taps - 1, 6))
@@ -87,8 +89,7 @@ def test_convolutions(taps, time):
     check(run, (x, weight, bias, state), None)
 
 
-@pytest.mark.parametrize("time", [64, 61])
-@pytest.mark.parametrize(("window", "sinks"), [(5, 0), (19, 3)])
+@pytest.mark.parametrize(("window", "sinks", "time"), [(5, 0, 64), (19, 3, 61)])
 def test_windows(window, sinks, time):
     """Also wider than two shards; with documents, sinks, and a window that was carried in."""
     heads = {"q": 4, "k": 2, "v": 2, "q_sink": 4}
@@ -106,8 +107,7 @@ def test_windows(window, sinks, time):
     check(run, floats, None)
 
 
-@pytest.mark.parametrize("time", [64, 61])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("causal", "time"), [(True, 61), (False, 64)])
 def test_rings(causal, time):
     floats = draw(3, (8, time, 4, 4), (8, time, 2, 4), (8, time, 2, 6))
     run = partial(softmax_attention, causal=causal, cap=5.0)
@@ -134,3 +134,28 @@ def test_running_maxima(start):
 
     check(run, (log_decay, log_input, state), DOCUMENTS[:, :61])
     check(run, (log_decay, log_input, state), None)
+
+
+@pytest.mark.slow
+def test_a_hybrid_model():
+    """Attention around the ring, a recurrence after short convolutions, and a window, in scanned layers."""
+    config = tiny.config("softmax_attention", "gated_deltanet", "sliding_window", layers=6)
+    graph, params = tiny.split(config)
+    trained, fixed = nnx.split_state(params, nnx.Param, ...)
+    tokens = np.asarray(tiny.tokens(8, 61))
+
+    @partial(jax.jit, static_argnums=0)
+    def run(table, trained):
+        def loss(trained):
+            lm = nnx.merge(graph, nnx.merge_state(trained, fixed))
+            hidden = lm.hidden(tokens, segment_ids=DOCUMENTS[:, :61]).hidden
+            return (jnp.where(DOCUMENTS[:, :61, None] > 0, hidden, 0) ** 2).mean(), hidden
+
+        with axes.rules(table):
+            return jax.value_and_grad(loss, has_aux=True)(trained)
+
+    (_, whole), gradients = run(None, trained)
+    (_, split), split_gradients = run(rules(2, 4), trained)
+    assert_close(split, whole, TOL.f32_forward)
+    for x, y in zip(jax.tree.leaves(split_gradients), jax.tree.leaves(gradients), strict=True):
+        assert_close(x, y, TOL.f32_grad)

@@ -183,8 +183,8 @@ BUGS = (
     Bug(
         "positions go on over documents",
         "ops/segments.py",
-        "    position = jnp.where(base < 0, count - 1 + length[:, None], count - 1 - base)\n",
-        "    position = count - 1 + length[:, None]\n",
+        "    length = jnp.where(base < 0, count + before.length[:, None], count - base)",
+        "    length = count + before.length[:, None]",
         (
             "tests/ops/test_segments.py::test_runs_and_positions",
             f"{CONFORMANCE}::test_packed_documents_are_separate_documents[retnet]",
@@ -193,8 +193,8 @@ BUGS = (
     Bug(
         "a row that is all padding forgets its document",
         "mixers/context.py",
-        "jnp.where(newest < 0, before.last_segment,",
-        "jnp.where(newest < 0, 0,",
+        ".max(axis=1), before.last_segment),",
+        ".max(axis=1), 0),",
         (f"{CONFORMANCE}::test_a_row_of_padding_changes_no_state[retnet]",),
     ),
     # Attention
@@ -292,6 +292,27 @@ BUGS = (
         "    (m1, u1), (m2, u2) = earlier, later\n",
         "    (m2, u2), (m1, u1) = earlier, later\n",
         ("tests/ops/test_context_parallel.py::test_composition_of_affine_maps",),
+    ),
+    Bug(
+        "what a device has of one document is joined with another's",
+        "ops/tail.py",
+        "    same, nothing = earlier.run == later.run, later.run == 0\n",
+        "    same, nothing = earlier.run > 0, later.run == 0\n",
+        ("tests/parallel/test_context.py::test_convolutions[4-64]",),
+    ),
+    Bug(
+        "a shard of the ring replaces what was read before it",
+        "ops/attention/ring.py",
+        "        top = jnp.maximum(logsumexp, of_part)\n",
+        "        logsumexp, top = logsumexp + EMPTY, of_part\n",
+        ("tests/parallel/test_context.py::test_rings[True-61]",),
+    ),
+    Bug(
+        "gradients of keys stay on the device that the keys have left",
+        "ops/attention/ring.py",
+        "return more[0], turns.send((keys, more[1]))",
+        "return more[0], (turns.send(keys), more[1])",
+        ("tests/parallel/test_context.py::test_rings[True-61]",),
     ),
     # Distillation and training
     Bug(

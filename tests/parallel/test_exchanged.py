@@ -1,0 +1,122 @@
+"""What devices exchange where a sequence is split over them, read off the compiled program: nothing grows with T.
+
+The gradient of a loss is compiled, so that the backward pass is in it. A collective inside a loop counts once.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from effarch import axes, registry
+from effarch.bench.hlo import parse
+from effarch.ops.attention import softmax_attention, window_attention
+from effarch.ops.conv import causal_conv
+from effarch.ops.recurrence import Delta, linear_recurrence
+from tests.conformance.harness import ALL, Subject, forward
+from tests.parallel.test_context import rules
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+TIME = 512
+
+#: Ways of attention that go around the ring, and rows that are reversed: a shard goes to another device, O(T / n).
+HOPS = ("softmax_attention", "encoder_attention", "mla", "forgetting_attention", "bidirectional")
+
+
+def exchanged(loss, floats, ids):
+    """Bytes by collective, in the gradient of ``loss(*floats, ids)``: those of 3 dims and more are ``[B, T, ...]``.
+
+    Shapes instead of arrays: they are split over devices before and after, all others are whole.
+    """
+    table = rules()
+    split, whole = (NamedSharding(table.mesh, PartitionSpec(*spec)) for spec in ((None, "context"), ()))
+
+    def placed(x):
+        place = split if isinstance(x, jax.ShapeDtypeStruct) else whole
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    def ruled(floats, ids):
+        with axes.rules(table):
+            return jax.grad(lambda floats: loss(*floats, ids))(floats)
+
+    floats = jax.tree.map(placed, floats)
+    ids = None if ids is None else jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=whole)
+    out = jax.tree.map(lambda x: x.sharding, floats)
+    text = jax.jit(ruled, out_shardings=out).lower(floats, ids).compile().as_text()
+    found = {}
+    for computation in parse(text).computations.values():
+        for one in computation.instructions:
+            if one.opcode.removesuffix("-start") in COLLECTIVES:
+                found[one.opcode] = found.get(one.opcode, 0) + sum(shape.bytes for shape in one.shapes)
+    return found
+
+
+def row(time, *dims):
+    return jax.ShapeDtypeStruct((2, time, *dims), jnp.float32)
+
+
+def of(loss, time, *shapes):
+    return exchanged(loss, tuple(row(time, *shape) for shape in shapes), jax.ShapeDtypeStruct((2, time), jnp.int32))
+
+
+def test_recurrences():
+    def loss(q, k, v, beta, log_decay, ids):
+        transition = Delta(jax.nn.sigmoid(beta), -jax.nn.softplus(log_decay))
+        return (linear_recurrence(q, k, v, transition=transition, segment_ids=ids)[0] ** 2).sum()
+
+    shapes = (2, 8), (2, 8), (2, 8), (2,), (2,)
+    assert of(loss, TIME, *shapes) == of(loss, 4 * TIME, *shapes) != {}
+
+
+def test_convolutions():
+    def loss(x, weight, ids):
+        return (causal_conv(x, weight, segment_ids=ids)[0] ** 2).sum()
+
+    def bytes_at(time):
+        return exchanged(loss, (row(time, 6), jnp.zeros((4, 6))), jax.ShapeDtypeStruct((2, time), jnp.int32))
+
+    assert bytes_at(TIME) == bytes_at(4 * TIME) != {}
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_windows(sinks):
+    def loss(q, k, v, ids):
+        return (window_attention(q, k, v, window=48, sinks=sinks, segment_ids=ids) ** 2).sum()
+
+    shapes = (4, 8), (2, 8), (2, 8)
+    assert of(loss, TIME, *shapes) == of(loss, 4 * TIME, *shapes) != {}
+
+
+def test_a_hop_of_the_ring_is_one_shard():
+    """Keys, values, runs and positions forward; the same and the gradients of keys and values backward."""
+
+    def loss(q, k, v, ids):
+        return (softmax_attention(q, k, v, segment_ids=ids) ** 2).sum()
+
+    for time in (TIME, 4 * TIME):
+        found = of(loss, time, (4, 8), (2, 8), (2, 4))
+        shard = 2 * time // 8
+        keys, where = shard * 2 * (8 + 4) * 4, shard * 2 * 4
+        assert found.pop("collective-permute") == (keys + where) + (2 * keys + where)
+        assert sum(found.values()) < 1024  # runs and positions of the row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind_name", [p for p in ALL if registry.get(*p).context_parallel and p[1] not in HOPS], ids=lambda p: p[1]
+)
+def test_mixers(kind_name):
+    subject = Subject.of(*kind_name)
+    if subject.config.fixed_length:
+        pytest.skip(f"{subject.name}: fixed_length is True")
+    trained, fixed = nnx.split_state(subject.parameters(), nnx.Param, ...)
+
+    def loss(trained, x, ids):
+        parameters = nnx.merge_state(trained, fixed)
+        return (forward(subject.graph, "chunkwise", axes.current(), parameters, x, None, None, ids)[0] ** 2).sum()
+
+    def bytes_at(time):
+        return exchanged(loss, (trained, row(time, subject.dim)), jax.ShapeDtypeStruct((2, time), jnp.int32))
+
+    assert bytes_at(TIME) == bytes_at(4 * TIME)
