@@ -96,10 +96,10 @@ class Context:
         segments = as_segments(segment_ids, last_segment=before.last_segment, length=before.length)
         real = segments.real.any(axis=1)
         newest = segments.real & (segments.run == segments.last_run[:, None])  # tokens of the last document
-        least = jnp.iinfo(segment_ids.dtype).min
+        ids, least = segment_ids.astype(jnp.int32), jnp.iinfo(jnp.int32).min
         after = Progress(
             jnp.where(real, jnp.where(newest, segments.position + 1, 0).max(axis=1), before.length),
-            jnp.where(real, jnp.where(newest, segment_ids, least).max(axis=1), before.last_segment),
+            jnp.where(real, jnp.where(newest, ids, least).max(axis=1), before.last_segment),
         )
         return cls(segments.position, segments, {}, form), after
 
