@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from effarch import axes
-from effarch.ops.attention import RingCache, forgetting_attention, softmax_attention, window_attention
+from effarch.ops.attention import RingCache, softmax_attention, window_attention
 from effarch.ops.conv import causal_conv, delay, token_shift
 from effarch.ops.segments import as_segments
 from effarch.ops.stabiliser import NOTHING, stabilise
@@ -113,15 +113,6 @@ def test_rings(causal, time):
     run = partial(softmax_attention, causal=causal, cap=5.0)
     check(lambda q, k, v, ids: run(q, k, v, segment_ids=ids), floats, DOCUMENTS[:, :time])
     check(lambda q, k, v, ids: run(q, k, v, segment_ids=ids), floats, None)
-
-
-def test_forgetting_rings():
-    floats = draw(4, (8, 61, 4, 4), (8, 61, 2, 4), (8, 61, 2, 6), (8, 61, 4))
-
-    def run(q, k, v, gate, ids):
-        return forgetting_attention(q, k, v, -jax.nn.softplus(gate), segments=ids)[0]
-
-    check(run, floats, DOCUMENTS[:, :61])
 
 
 @pytest.mark.parametrize("start", [0.0, NOTHING])

@@ -10,12 +10,9 @@ A cache stores instead how much each key has decayed so far, which needs no diff
 import jax
 import jax.numpy as jnp
 
-from effarch import axes
 from effarch.ops.attention.blockwise import attention_and_logsumexp
 from effarch.ops.attention.cache import KVCache, append, destination, put, read, resume, slots
 from effarch.ops.attention.reference import Visibility, mix, row_segments, shield, zero_padding
-from effarch.ops.attention.ring import ring_attention
-from effarch.ops.context import Start, split_over_devices
 from effarch.ops.mixing import mixes
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments
@@ -51,7 +48,7 @@ def forgetting_attention(
     log_decay = jnp.where(row.real[:, :, None], log_decay.astype(accumulator(q, log_decay)), 0)
     if cache is not None and q.shape[1] == 1:
         return _decode(zero_padding(q, row.run), k, v, log_decay, cache, row, scale)
-    total, rest = _sums(log_decay, row)
+    total, rest = running_sum(log_decay, jax.lax.cummax(row.run, axis=1))
     bias_q = bias_k = jnp.stack([total, rest], axis=-1)
     keys, values, run_k, position_k, after = k, v, row.run, row.position, None
     if cache is not None:
@@ -64,55 +61,12 @@ def forgetting_attention(
         bias_k = jnp.concatenate([carried.astype(bias_q.dtype), bias_q], axis=1)
     visibility = Visibility(row.run, row.position, run_k, position_k)
     if form != "parallel":
-        split = axes.context_parallel(q.shape[1]) if cache is None else None
-        if split is not None:
-            return ring_attention(q, k, v, row, scale=scale, bias=bias_q, mesh=split[0], axis=split[1]), None
         bias = (bias_q, bias_k)
         return attention_and_logsumexp(q, keys, values, visibility, scale=scale, bias=bias)[0], after
     bias = sum(x[..., :, None] - y[..., None, :] for x, y in zip(*map(_terms, (bias_q, bias_k)), strict=True))
     bias = bias.reshape(bias.shape[0], k.shape[2], -1, *bias.shape[2:])
     group = (zero_padding(q, row.run), *shield(keys, values, run_k), visibility.pairs())
     return zero_padding(mix([group], scale=scale, bias=bias), row.run), after
-
-
-def _sums(log_decay: Array, row: Segments) -> tuple[Array, Array]:
-    """`running_sum` inside the documents of a row, which may be split over devices."""
-    run, split = jnp.maximum(row.run, row.carried_run), axes.context_parallel(row.run.shape[1])
-    if split is None:
-        return running_sum(log_decay, run)
-
-    def last(tokens: tuple[Array, Array], start: Start | None = None) -> tuple[Array, Array, Array]:
-        return tuple(x[:, -1] for x in (*running_sum(*tokens), tokens[1]))
-
-    def sums(tokens: tuple[Array, Array], before: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        here = (*running_sum(*tokens), tokens[1])
-        after = _joined(jax.tree.map(lambda x: x[:, None], before), here)
-        return after[:2], jax.tree.map(lambda x: x[:, -1], after)
-
-    def apply(span: tuple[Array, ...], before: tuple[Array, ...]) -> tuple[Array, ...]:
-        return _joined(before, span)
-
-    nothing, (mesh, axis) = jnp.zeros_like(log_decay[:, 0]), split
-    before = (nothing, nothing, jnp.ones_like(run[:, 0]))
-    return split_over_devices((log_decay, run), before, run=sums, span=last, apply=apply, mesh=mesh, axis=axis)[0]
-
-
-def _joined(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-    """Sums of stretches side by side: those of the left go on where the run does."""
-    high, low, run = right
-    goes_on = (left[2] == run)[..., None]
-    more, rest = (jnp.where(goes_on, x, 0) for x in left[:2])
-    total, rest = _twice(more, high, rest + low)
-    return total, jax.lax.stop_gradient(rest), run
-
-
-def _twice(x: Array, y: Array, rest: Array) -> tuple[Array, Array]:
-    """``x + y + rest`` as it rounds, and what rounding took from it (Knuth). No gradient but that of ``x + y``."""
-    total = x + y
-    part = jax.lax.stop_gradient(total - x)
-    took = jax.lax.stop_gradient((x - (total - part)) + (y - part) + rest)
-    rounded = total + took
-    return rounded, took - (rounded - total)
 
 
 def _terms(bias: Float[Array, "B T H 2"]) -> list[Float[Array, "B H T"]]:
@@ -154,7 +108,17 @@ def running_sum(
 
 
 def _scan(x: Array, run: Array) -> tuple[Array, Array]:
-    return jax.lax.associative_scan(_joined, (x, jnp.zeros_like(x), run), axis=1)[:2]
+    def combine(left, right):
+        high, low, of = right
+        goes_on = (left[2] == of)[..., None]
+        more, rest = (jnp.where(goes_on, y, 0) for y in left[:2])
+        total = more + high
+        part = total - more
+        rest = (more - (total - part)) + (high - part) + (rest + low)  # what rounding took from the sum (Knuth)
+        rounded = total + rest
+        return rounded, rest - (rounded - total), of
+
+    return jax.lax.associative_scan(combine, (x, jnp.zeros_like(x), run), axis=1)[:2]
 
 
 def _fwd(x, run):
