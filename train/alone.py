@@ -24,7 +24,7 @@ from train.loop import Stopped, resumed, run_phase
 ALONE = ProcessesConfig()
 
 
-def attended(work: Callable[[StopSignal], None], processes: ProcessesConfig = ALONE) -> int:
+def attended(work: Callable[[StopSignal], object], processes: ProcessesConfig = ALONE) -> int:
     """Does the work of a command, its processes started and signals noted; the exit code."""
     with started(processes), StopSignal() as stop:
         try:

@@ -115,7 +115,8 @@ def put_batch(batch: PyTree, rules: axes.Rules, batch_size: int | None = None) -
         rows = len(x) if batch_size is None else batch_size
         held = held_rows(rules, rows)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # every device that is asked for holds rows
             return x[np.searchsorted(held, np.arange(rows)[index[0]])]
 
         return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)

@@ -136,11 +136,11 @@ def window_and_logsumexp(
         inner = dataclasses.replace(inner, position=jnp.maximum(count - 1, 0))
         return attend(q, k, v, q_sink, inner, _context_of(tail, k, v)), ()
 
-    tokens, mesh_axis = (q, k, v, q_sink, segments.position + 1), dict(zip(("mesh", "axis"), split, strict=True))
+    tokens, (mesh, axis) = (q, k, v, q_sink, segments.position + 1), split
     packed = None if segment_ids is None and sinks == 0 else segments
     near, first = itemgetter(1, 2, 4), itemgetter(1, 2) if sinks else None
     before = _tail_of(left, k, v, window, sinks)
-    return with_tails(shard, tokens, before, packed, last=near, first=first, **mesh_axis)[0]
+    return with_tails(shard, tokens, before, packed, last=near, first=first, mesh=mesh, axis=axis)[0]
 
 
 def _tail_of(left: LeftContext | None, k: Array, v: Array, window: int, sinks: int) -> Tail:
