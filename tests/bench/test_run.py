@@ -117,7 +117,7 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path):
     [
         (["mixers=[retnett]"], 'unknown mixer "retnett"'),
         (["ops=[constnat]"], 'got "constnat"; did you mean "constant"?'),
-        (["targets=[v5]"], 'targets: expected any of v5e, v5p, v6e, h100, got "v5"; did you mean'),
+        (["targets=[v5]"], 'targets: expected any of v5e, v5p, v6e, h100, h200, got "v5"; did you mean'),
         (["preset=quik"], "preset: expected"),
         (["levels=[model]"], "model: expected a YAML file for the level model, got none"),
         (["model=none.yaml"], "model: none.yaml"),
