@@ -82,7 +82,7 @@ def decode(graph, table, params, tokens):
         return jnp.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize(("name", "mesh"), cases())
+@pytest.mark.parametrize(("name", "mesh"), list(cases()))
 def test_eight_devices_are_one(name, mesh):
     graph, params = tiny.split(tiny.config(name, layers=2).replace(vocab_size=64))
     rows, table = batch(), rules_on(MESHES[mesh], name)
@@ -97,7 +97,7 @@ def test_eight_devices_are_one(name, mesh):
         assert_close(np.asarray(x), np.asarray(y), TOL.f32_grad, jax.tree_util.keystr(path), floor=1e-3 * size)
 
 
-@pytest.mark.parametrize(("name", "mesh"), cases())
+@pytest.mark.parametrize(("name", "mesh"), list(cases()))
 def test_decoding_on_eight_devices_is_decoding_on_one(name, mesh):
     graph, params = tiny.split(tiny.config(name, layers=2).replace(vocab_size=64))
     table = rules_on(MESHES[mesh], name)
