@@ -21,8 +21,8 @@ from tests.tolerances import TOL, assert_close
 
 B, T = 8, 32
 CAUSAL = [name for name, cls in registry.configs("mixer").items() if cls.tiny()[0].causal]
-#: One for every way in which an architecture is split; the others in `slow`, as other meshes are.
-BY_DEFAULT = ("softmax_attention", "gated_deltanet", "rwkv7", "mamba1")
+#: A ring and a recurrence; the others in `slow`, as other meshes are.
+BY_DEFAULT = ("softmax_attention", "gated_deltanet")
 MESHES = {
     "data tensor context": MeshConfig(data=2, tensor=2, context=2),
     "data": MeshConfig(data=8),
