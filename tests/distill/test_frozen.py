@@ -19,7 +19,7 @@ from tests.models import tiny
 from tests.tolerances import TOL, assert_close
 
 B, T = 8, 24
-TEACHER = tiny.config("softmax_attention", layers=2, tie_embeddings=False)
+TEACHER = tiny.config("softmax_attention", layers=2, tie_embeddings=False).replace(vocab_size=64)  # divides
 DATA = {
     "tokens": tiny.tokens(B, T),
     "segment_ids": jnp.ones((B, T), jnp.int32),

@@ -119,7 +119,7 @@ def test_lora_finds_what_stands_for_attentions_projections():
 
 def test_adapters_are_sharded_like_their_kernels():
     rules = make_rules(make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4]))
-    trains, lm = LoRA(rank=2), tiny.model(CONFIG)
+    trains, lm = LoRA(rank=2), tiny.model(CONFIG.replace(vocab_size=64))
     tx, _ = make_optimizer(OptimizerConfig(), 5)
     state = abstract_state(lambda: make_state(*trains.split(lm)[1:], tx, 0), tx, rules)
     block = state.params["stack"]["period"][0]["mixer"]["qkv"]
@@ -160,7 +160,7 @@ def test_a_selection_is_read_back_as_it_was_written():
 
 
 def test_an_adapted_model_predicts_what_the_merged_one_does():
-    trains, lm = LoRA(rank=2), tiny.model(CONFIG)
+    trains, lm = LoRA(rank=2), tiny.model(CONFIG.replace(vocab_size=64))
     graph, params, rest = trains.split(lm)
     params = jax.tree.map(lambda x: x + 0.1, params)
     tokens = tiny.tokens(2, 9)
