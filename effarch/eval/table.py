@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 60) // 60} h {round(seconds / 60) % 60:02} min"
 
 
+def brief(seconds: float) -> str:
+    """A time that may be short: ``12.5 ms``, and from a second on as :func:`duration`."""
+    return duration(seconds) if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
 def _scaled(value: float, base: int, units: Sequence[str], space: str) -> str:
     index = 0
     while abs(value) >= base * 0.9995 and index < len(units) - 1:  # 999.96 would be shown as 1000

@@ -1,6 +1,5 @@
 """Shardings of states and batches, from the logical axes that every parameter carries."""
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -85,15 +84,19 @@ def batch_sharding(rules: axes.Rules) -> NamedSharding:
     return NamedSharding(rules.mesh, rules.spec("batch"))
 
 
+def check_rows(batch_size: int, ways: int) -> None:
+    """Raises ``UserError`` for rows that do not divide over so many groups of devices."""
+    if batch_size % ways:
+        raise UserError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {batch_size} rows")
+
+
 def held_rows(rules: axes.Rules, batch_size: int) -> np.ndarray:
     """Which rows of a batch the devices of this process hold: ascending, int64.
 
     Raises:
       UserError: the rows do not divide over the devices.
     """
-    ways = math.prod(rules.mesh.shape[axis] for axis in rules.mesh_axes("batch"))
-    if batch_size % ways:
-        raise UserError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {batch_size} rows")
+    check_rows(batch_size, rules.ways(rules.mesh_axes("batch")))
     parts = batch_sharding(rules).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
@@ -110,11 +113,10 @@ def put_batch(batch: PyTree, rules: axes.Rules, batch_size: int | None = None) -
       UserError: the rows do not divide over the devices.
     """
     sharding = batch_sharding(rules)
+    rows = len(jax.tree.leaves(batch)[0]) if batch_size is None else batch_size
+    held = held_rows(rules, rows)
 
     def put(x: np.ndarray) -> jax.Array:
-        rows = len(x) if batch_size is None else batch_size
-        held = held_rows(rules, rows)
-
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # every device that is asked for holds rows
             return x[np.searchsorted(held, np.arange(rows)[index[0]])]

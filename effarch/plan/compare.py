@@ -9,7 +9,7 @@ import pydantic
 
 from effarch.config import Config, UserError, load
 from effarch.eval.report import write_files
-from effarch.eval.table import Column, Table, context, count, duration, size
+from effarch.eval.table import Column, Table, brief, context, count, size
 from effarch.plan.config import PlanOptions, schema_of
 from effarch.plan.outcome import Plan
 from effarch.plan.run import plan
@@ -140,10 +140,6 @@ def rows_of(name: str, target: str, found: dict[str, Any]) -> list[dict[str, Any
 
 def plans_table(rows: list[dict[str, Any]]) -> Table:
     """One row per run, target and step; everything per chip but rows and tokens."""
-
-    def seconds(value: float) -> str:
-        return duration(value) if value >= 1 else f"{1e3 * value:.3g} ms"
-
     columns = (
         Column("name", "Run"),
         Column("target", "Target", align="left"),
@@ -157,8 +153,8 @@ def plans_table(rows: list[dict[str, Any]]) -> Table:
         Column("temporaries", "Temporaries", format=size),
         Column("flops", "FLOPs", format=count),
         Column("sent", "Sent", format=size),
-        Column("network", "Network", format=seconds),
-        Column("step", "Step, at least", format=seconds),
+        Column("network", "Network", format=brief),
+        Column("step", "Step, at least", format=brief),
         Column("bound", "Bound", align="left"),
         Column("tokens_per_s", "Tokens/s, at most", format=count),
         Column("largest", "Largest", format=count),

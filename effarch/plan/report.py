@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from effarch.eval.table import Column, Table, context, count, duration, size
+from effarch.eval.table import Column, Table, brief, context, count, duration, size
 from effarch.plan.outcome import Plan, StepPlan
 
 _HELD = ("parameters", "teacher", "optimizer", "state", "batch")
@@ -50,15 +50,12 @@ def _work(plan: Plan) -> Table:
             "hidden": ", ".join(step.opaque) or ("loops" if step.source == "formula" else ""),
         }
 
-    def seconds(value: float) -> str:
-        return duration(value) if value >= 1 else f"{1e3 * value:.3g} ms"
-
     columns = (
         Column("name", "per chip and step"),
         Column("flops", "FLOPs", format=count),
         Column("traffic", "bytes", format=size),
-        *(Column(name, name, format=seconds) for name in ("compute", "memory", "network")),
-        Column("step", "step, at least", format=seconds),
+        *(Column(name, name, format=brief) for name in ("compute", "memory", "network")),
+        Column("step", "step, at least", format=brief),
         Column("bound", "bound", align="left"),
         Column("tokens_per_s", "tokens/s, at most", format=count),
         Column("compile_seconds", "compiled in", format=duration),

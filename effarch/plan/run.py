@@ -12,12 +12,12 @@ from effarch.experiment.config import PretrainConfig
 from effarch.experiment.distill import DistillConfig
 from effarch.models.lm import make_lm, parameter_count
 from effarch.parallel.mesh import mesh_sizes
+from effarch.parallel.sharding import check_rows
 from effarch.plan.assumptions import assumptions
 from effarch.plan.config import Find, What
 from effarch.plan.find import largest
 from effarch.plan.models import model_of
 from effarch.plan.outcome import Plan, StepPlan
-from effarch.plan.steps import check_rows
 from effarch.plan.worker import Worker
 
 TOKENS = 128  # a length that is sought is a multiple of it, where the run's is
@@ -65,7 +65,7 @@ def plan(
     places = places_of(config, what, stage)
     mesh = mesh_sizes(config.mesh, machine.chips)
     for place in places if what == "train" and find != "batch_size" else ():
-        check_rows(place.batch_size, mesh)
+        check_rows(place.batch_size, mesh["data"] * mesh["fsdp"])
     model = model_of(config)
     count = parameter_count(abstractly(lambda: make_lm(model)))
     if reason := machine.missing():

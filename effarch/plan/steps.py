@@ -11,7 +11,6 @@ from flax import nnx
 
 from effarch import axes
 from effarch.bench.decode import greedy
-from effarch.config import UserError
 from effarch.data.rows import FIELDS, LOADED_AS
 from effarch.distill.cache import KEY
 from effarch.distill.frozen import frozen_shapes, in_dtype
@@ -23,7 +22,7 @@ from effarch.experiment.config import PretrainConfig
 from effarch.experiment.distill import DistillConfig, converted
 from effarch.experiment.phases import pretraining, stage_phase
 from effarch.models.lm import LM, LMConfig, make_lm
-from effarch.parallel.sharding import batch_sharding, variable_shardings, with_shardings
+from effarch.parallel.sharding import batch_sharding, check_rows, variable_shardings, with_shardings
 from effarch.plan.activations import kept_bytes
 from effarch.training.phase import Phase, saved, shardings
 from effarch.typing import Array, PyTree
@@ -176,13 +175,6 @@ def text_batch(batch_size: int, seq_len: int, rules: axes.Rules) -> dict[str, An
     Raises:
       UserError: the rows do not divide over the devices.
     """
-    check_rows(batch_size, rules.mesh.shape)
+    check_rows(batch_size, rules.ways(rules.mesh_axes("batch")))
     where = batch_sharding(rules)
     return {name: jax.ShapeDtypeStruct((batch_size, seq_len), LOADED_AS[name], sharding=where) for name in FIELDS}
-
-
-def check_rows(batch_size: int, mesh: Mapping[str, int]) -> None:
-    """Raises ``UserError`` for rows that do not divide over the devices of a mesh, as the loop does."""
-    ways = mesh["data"] * mesh["fsdp"]
-    if batch_size % ways:
-        raise UserError(f"batch_size: expected a multiple of {ways} (mesh.data * mesh.fsdp), got {batch_size} rows")
