@@ -70,12 +70,12 @@ class HGRNMixer(Mixer):
         bound, bounds = self.bound(ctx.shared.get("hgrn_bounds"))
         h = jnp.zeros((len(x), self.channels), wide) if state is None else state
 
-        def gates(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+        def gates(tokens: tuple[Array, Array], bound: Array) -> tuple[Array, Array]:
             i, f = (y.astype(wide) for y in tokens)
             log_f, rest = bounded_forget(f, bound)
             return log_f, rest * jax.nn.silu(i)
 
-        y, h = linear_scan((self.i(x), self.f(x)), state=h, gates=gates, segment_ids=ctx.segments)
+        y, h = linear_scan((self.i(x), self.f(x)), state=h, gates=gates, parameters=bound, segment_ids=ctx.segments)
         y = self.o(self.norm(y.astype(x.dtype)) * jax.nn.silu(self.gate(x)))
         return y, None if state is None else h, ctx.share(hgrn_bounds=bounds)
 

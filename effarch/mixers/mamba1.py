@@ -98,7 +98,7 @@ class Mamba1Mixer(Mixer):
             h = jnp.zeros((len(x), *self.log_rate.shape), wide)
         rate = -jnp.exp(self.log_rate[...].astype(wide))
 
-        def gates(tokens: Tokens) -> tuple[Array, Array]:
+        def gates(tokens: Tokens, rate: Array) -> tuple[Array, Array]:
             x, dt, b, _ = (y.astype(wide) for y in tokens)
             step = jax.nn.softplus(dt)[..., None]
             decay = step * over_tokens(rate, jnp.broadcast_to(step, (*dt.shape, rate.shape[-1])))
@@ -110,7 +110,7 @@ class Mamba1Mixer(Mixer):
             return y.astype(x.dtype)
 
         tokens = (x, self.dt(x), self.b(x), self.c(x))
-        y, h = linear_scan(tokens, state=h, gates=gates, read=read, segment_ids=ctx.segments)
+        y, h = linear_scan(tokens, state=h, gates=gates, parameters=rate, read=read, segment_ids=ctx.segments)
         y = self.o((y + x * over_tokens(self.skip[...], x)) * jax.nn.silu(z))
         return y, None if state is None else (h, conv_state), ctx
 

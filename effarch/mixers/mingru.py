@@ -23,7 +23,7 @@ from effarch.nn.linear import Linear
 from effarch.ops.precision import accumulator
 from effarch.ops.scan import linear_scan
 from effarch.registry import register
-from effarch.typing import Array, Float
+from effarch.typing import Array, Float, PyTree
 
 
 def positive(u: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -72,7 +72,7 @@ class MinGRUMixer(Mixer):
         wide = accumulator(x)
         h = jnp.zeros((len(x), self.channels), wide) if state is None else state
 
-        def gates(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+        def gates(tokens: tuple[Array, Array], _: PyTree) -> tuple[Array, Array]:
             z, c = (y.astype(wide) for y in tokens)
             return jax.nn.log_sigmoid(-z), jax.nn.sigmoid(z) * (positive(c) if self.config.positive else c)
 

@@ -97,7 +97,7 @@ class RGLRUMixer(Mixer):
             h = jnp.zeros((len(x), *self.rate.shape), wide)
         rate = -_SHARPNESS * jax.nn.softplus(self.rate[...].astype(wide))
 
-        def gates(tokens: tuple[Array, ...]) -> tuple[Array, Array]:
+        def gates(tokens: tuple[Array, ...], rate: Array) -> tuple[Array, Array]:
             x, a, i = (y.astype(wide) for y in tokens[:-1])
             log_decay = over_tokens(rate, a) * jax.nn.sigmoid(a)
             factor = jnp.where(tokens[-1][..., None, None], 1.0, bounded_sqrt(-jnp.expm1(2.0 * log_decay)))
@@ -105,7 +105,7 @@ class RGLRUMixer(Mixer):
 
         first = jnp.broadcast_to(ctx.positions == 0, x.shape[:2])
         tokens = (x, self.a(x), self.i(x), first)
-        y, h = linear_scan(tokens, state=h, gates=gates, segment_ids=ctx.segments)
+        y, h = linear_scan(tokens, state=h, gates=gates, parameters=rate, segment_ids=ctx.segments)
         y = self.o(y.astype(x.dtype) * gate)
         return y, None if state is None else (h, conv_state), ctx
 

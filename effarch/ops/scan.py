@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from effarch import axes
 from effarch.ops.context import Start, split_over_devices
@@ -24,7 +25,7 @@ CHUNK = 64
 Tokens = tuple[PyTree, Array, Array]
 
 
-def _given(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+def _given(inputs: tuple[Array, Array], parameters: PyTree) -> tuple[Array, Array]:
     return inputs
 
 
@@ -36,7 +37,8 @@ def linear_scan(
     inputs: PyTree,
     *,
     state: Array,
-    gates: Callable[[PyTree], tuple[Array, Array]] = _given,
+    gates: Callable[[PyTree, PyTree], tuple[Array, Array]] = _given,
+    parameters: PyTree = (),
     read: Callable[[Array, PyTree], Array] = _states,
     segment_ids: Int[Array, "B T"] | Segments | None = None,
     chunk_size: int = CHUNK,
@@ -46,7 +48,9 @@ def linear_scan(
     Args:
       inputs: pytree of ``[B, T, ...]``; by default the pair ``(log_decay, x)``.
       state: ``[B, ...]`` the state before the first token (zeros to start anew); it belongs to run 1.
-      gates: ``inputs of a chunk -> (log_decay, x)``, each ``[B, C, *state.shape[1:]]``; natural log, <= 0.
+      gates: ``(inputs of a chunk, parameters) -> (log_decay, x)``, each ``[B, C, *state.shape[1:]]``; log_decay <= 0.
+      parameters: what gates read besides the inputs, the same for every token. Neither gates nor read may close over
+        arrays: of those, jax cannot take the gradient on a sequence that is split over devices.
       read: ``(h [B, C, ...], inputs of a chunk) -> outputs [B, C, ...]``; by default the states themselves.
       segment_ids: ``[B, T]`` documents; 0 is padding and the identity.
       chunk_size: tokens a chunk.
@@ -66,14 +70,13 @@ def linear_scan(
     ones = jnp.ones((batch, time), jnp.int32)
     run, carried = (ones, ones) if segments is None else (segments.run, segments.carried_run)
     state = state.astype(accumulator(state, *leaves))
-    scan = _Scan(gates, read, chunk_size)
+    flat, unravel = ravel_pytree(parameters)  # of one dim: the same on every device
+    tokens, scan = ((inputs, run, carried), flat), _Scan(gates, read, chunk_size, unravel)
     split = axes.context_parallel(time)
     if split is None:
-        return scan.run((inputs, run, carried), state)
+        return scan.run(tokens, state)
     span, (mesh, axis) = partial(scan.span, like=state), split
-    return split_over_devices(
-        (inputs, run, carried), state, run=scan.run, span=span, apply=_apply, mesh=mesh, axis=axis
-    )
+    return split_over_devices(tokens, state, run=scan.run, span=span, apply=_apply, mesh=mesh, axis=axis)
 
 
 def _apply(affine: tuple[Array, Array], state: Array) -> Array:
@@ -83,11 +86,12 @@ def _apply(affine: tuple[Array, Array], state: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Scan:
-    """The scan over the tokens ``(inputs, run, carried_run)``, each ``[B, T, ...]``."""
+    """The scan over tokens ``(inputs, run, carried_run)``, each ``[B, T, ...]``, with ``parameters`` in one array."""
 
-    gates: Callable[[PyTree], tuple[Array, Array]]
+    gates: Callable[[PyTree, PyTree], tuple[Array, Array]]
     read: Callable[[Array, PyTree], Array]
     chunk_size: int
+    unravel: Callable[[Array], PyTree]
 
     def _chunks(self, tokens: Tokens) -> tuple[Tokens, int]:
         """``[N, B, C, ...]``, and the tokens in a row; zeros at the end are padding."""
@@ -101,10 +105,10 @@ class _Scan:
 
         return jax.tree.map(to_chunks, tokens), time
 
-    def _since_start(self, chunk: Tokens, like: Array) -> tuple[Array, Array]:
+    def _since_start(self, chunk: Tokens, flat: Array, like: Array) -> tuple[Array, Array]:
         """``(decay, added)`` from the start of the chunk to each token, so that ``h = decay * carry + added``."""
         inputs, run, carried = chunk
-        log_decay, x = self.gates(inputs)
+        log_decay, x = self.gates(inputs, self.unravel(flat))
         wide = run.shape + (1,) * (like.ndim - 1)
         real, new = (run > 0).reshape(wide), ((run > 0) & (run != carried)).reshape(wide)
         zero = jnp.zeros((), like.dtype)
@@ -117,11 +121,12 @@ class _Scan:
         decay, x = jnp.broadcast_arrays(decay, x)
         return jax.lax.associative_scan(combine, (decay, x), axis=1)
 
-    def run(self, tokens: Tokens, state: Array) -> tuple[Array, Array]:
+    def run(self, given: tuple[Tokens, Array], state: Array) -> tuple[Array, Array]:
         """Outputs and the state after the last token."""
+        tokens, flat = given
 
         def body(carry: Array, chunk: Tokens) -> tuple[Array, Array]:
-            decay, added = self._since_start(chunk, carry)
+            decay, added = self._since_start(chunk, flat, carry)
             h = decay * carry[:, None] + added
             return h[:, -1], self.read(h, chunk[0])
 
@@ -130,11 +135,12 @@ class _Scan:
         o = jnp.moveaxis(o, 0, 1)
         return o.reshape(len(o), -1, *o.shape[3:])[:, :time], state
 
-    def span(self, tokens: Tokens, start: Start, *, like: Array) -> tuple[Array, Array]:
+    def span(self, given: tuple[Tokens, Array], start: Start, *, like: Array) -> tuple[Array, Array]:
         """The affine map ``h -> decay * h + added`` of these tokens; ``like``: a state."""
+        tokens, flat = given
 
         def body(carry: tuple[Array, Array], chunk: Tokens) -> tuple[tuple[Array, Array], None]:
-            decay, added = (x[:, -1] for x in self._since_start(chunk, carry[0]))
+            decay, added = (x[:, -1] for x in self._since_start(chunk, flat, carry[0]))
             return (decay * carry[0], _apply((decay, added), carry[1])), None
 
         blank = start(jnp.ones(like.shape, like.dtype)), start(jnp.zeros(like.shape, like.dtype))

@@ -107,13 +107,13 @@ def test_scan_split_over_devices_is_whole():
     @partial(jax.jit, static_argnums=0)
     def run(table, x, weight, state):
         def forward(x, weight, state):
-            def gates(x):
+            def gates(x, weight):
                 return -jax.nn.softplus(x[..., None] + weight[None, None]), x[..., None] * weight[None, None]
 
             def read(h, x):
-                return (h * weight[None, None]).sum(axis=-1) + x
+                return h.sum(axis=-1) + x
 
-            return linear_scan(x, state=state, gates=gates, read=read, segment_ids=ids, chunk_size=8)
+            return linear_scan(x, state=state, gates=gates, parameters=weight, read=read, segment_ids=ids, chunk_size=8)
 
         with axes.rules(table):
             values, pull = jax.vjp(forward, x, weight, state)

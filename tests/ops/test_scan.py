@@ -52,7 +52,7 @@ def test_gates_and_outputs_are_formed_in_chunks():
     """A wide state read out inside chunks: the [T, D, N] states never exist, forward or backward."""
 
     def run(x, c):
-        def gates(inputs):
+        def gates(inputs, _):
             return -jnp.ones((1, 64, 32, 16)), inputs[0][..., None] * jnp.ones((1, 1, 1, 16))
 
         def read(h, inputs):

@@ -83,10 +83,7 @@ def decode(graph, table, params, tokens):
 
 
 @pytest.mark.parametrize(("name", "mesh"), list(cases()))
-def test_eight_devices_are_one(name, mesh, request):
-    if name == "mamba1" and MESHES[mesh].context > 1:
-        why = "its gates close over parameters, whose type jax does not adapt to the mesh inside of a shard_map"
-        request.applymarker(pytest.mark.xfail(reason=why, raises=ValueError, strict=True))
+def test_eight_devices_are_one(name, mesh):
     graph, params = tiny.split(tiny.config(name, layers=2).replace(vocab_size=64))
     rows, table = batch(), rules_on(MESHES[mesh], name)
     fast = partial(jax.jit, compiler_options=tiny.FAST)
