@@ -28,12 +28,8 @@ REMEMBERED = 1000  # tokens after which a converted teacher has forgotten all bu
 
 @register("forgetting_attention", kind="mixer")
 class ForgettingAttention(SoftmaxAttention):
-    """Causal softmax attention that forgets.
+    """Causal softmax attention that forgets."""
 
-    Not split over devices yet: the running sums of its gates are not.
-    """
-
-    context_parallel: ClassVar[bool] = False
     paper: ClassVar[str] = "2503.02130 Forgetting Transformer: Softmax Attention with a Forget Gate"
     caps_logits: ClassVar[bool] = False
 

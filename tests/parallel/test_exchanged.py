@@ -21,7 +21,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 TIME = 512
 
 #: Ways of attention that go around the ring, and rows that are reversed: a shard goes to another device, O(T / n).
-HOPS = ("softmax_attention", "encoder_attention", "mla", "bidirectional")
+HOPS = ("softmax_attention", "forgetting_attention", "encoder_attention", "mla", "bidirectional")
 
 
 def exchanged(loss, floats, ids):

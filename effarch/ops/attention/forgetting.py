@@ -4,15 +4,21 @@
 
 O(T) memory: c is a bias per token of `blockwise` attention. c grows with the document while the differences that matter
 stay small, so it is summed and stored in twice the precision: as two numbers, the sum and what rounding took from it.
-A cache stores instead how much each key has decayed so far, which needs no difference.
+A cache stores instead how much each key has decayed so far, which needs no difference. A row that is split over devices
+goes around their ring; the sums go on from shard to shard.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
 from effarch.ops.attention.blockwise import attention_and_logsumexp
 from effarch.ops.attention.cache import KVCache, append, destination, put, read, resume, slots
 from effarch.ops.attention.reference import Visibility, mix, row_segments, shield, zero_padding
+from effarch.ops.attention.ring import ring_attention
+from effarch.ops.context import Start, split_over_devices
 from effarch.ops.mixing import mixes
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments
@@ -51,6 +57,9 @@ def forgetting_attention(
     total, rest = running_sum(log_decay, jax.lax.cummax(row.run, axis=1))
     bias_q = bias_k = jnp.stack([total, rest], axis=-1)
     keys, values, run_k, position_k, after = k, v, row.run, row.position, None
+    split = axes.context_parallel(q.shape[1]) if form == "chunkwise" and cache is None else None
+    if split is not None:
+        return ring_attention(q, k, v, row, scale=scale, bias=bias_q, mesh=split[0], axis=split[1]), None
     if cache is not None:
         held, since = cache
         after = append(held, k, v, row), _decayed(since, bias_q, row)
@@ -104,29 +113,59 @@ def running_sum(
     Args:
       x: what to add. run: of each token, equal ones side by side (padding: that of a neighbour, and x = 0).
     """
-    return _scan(x, run)
+    return _running(x, run)
 
 
-def _scan(x: Array, run: Array) -> tuple[Array, Array]:
-    def combine(left, right):
-        high, low, of = right
-        goes_on = (left[2] == of)[..., None]
-        more, rest = (jnp.where(goes_on, y, 0) for y in left[:2])
-        total = more + high
+class _Sum(NamedTuple):
+    """Of the tokens of run ``of``: their sum as it rounds, and what is missing."""
+
+    total: Float[Array, "... H"]
+    rest: Float[Array, "... H"]
+    of: Int[Array, "..."]
+
+    def before(self, later: "_Sum") -> "_Sum":
+        """The sum that goes on with ``later``, if it is of the same run."""
+        goes_on = (self.of == later.of)[..., None]
+        more, rest = (jnp.where(goes_on, y, 0) for y in (self.total, self.rest))
+        total = more + later.total
         part = total - more
-        rest = (more - (total - part)) + (high - part) + (rest + low)  # what rounding took from the sum (Knuth)
+        lost = (more - (total - part)) + (later.total - part)  # what rounding took from the sum (Knuth)
+        rest = lost + (rest + later.rest)
         rounded = total + rest
-        return rounded, rest - (rounded - total), of
+        return _Sum(rounded, rest - (rounded - total), later.of)
 
-    return jax.lax.associative_scan(combine, (x, jnp.zeros_like(x), run), axis=1)[:2]
+
+def _running(x: Array, run: Array) -> tuple[Array, Array]:
+    split = axes.context_parallel(x.shape[1])
+    if split is None:
+        return _scan((x, run))[:2]
+    nothing = jnp.zeros_like(x[:, 0])
+    before, (mesh, axis) = _Sum(nothing, nothing, run[:, 0]), split
+
+    def span(tokens: tuple[Array, Array], start: Start) -> _Sum:
+        return jax.tree.map(lambda y: y[:, -1], _scan(tokens))
+
+    def shard(tokens: tuple[Array, Array], before: _Sum) -> tuple[tuple[Array, Array], _Sum]:
+        sums = jax.tree.map(lambda y: y[:, None], before).before(_scan(tokens))
+        return sums[:2], jax.tree.map(lambda y: y[:, -1], sums)
+
+    def apply(later: _Sum, before: _Sum) -> _Sum:
+        return before.before(later)
+
+    return split_over_devices((x, run), before, run=shard, span=span, apply=apply, mesh=mesh, axis=axis)[0]
+
+
+def _scan(tokens: tuple[Array, Array]) -> _Sum:
+    x, run = tokens
+    return jax.lax.associative_scan(_Sum.before, _Sum(x, jnp.zeros_like(x), run), axis=1)
 
 
 def _fwd(x, run):
-    return _scan(x, run), run
+    return _running(x, run), run
 
 
 def _bwd(run, gradients):
-    return _scan(gradients[0][:, ::-1], run[:, ::-1])[0][:, ::-1], None
+    return _running(gradients[0][:, ::-1], run[:, ::-1])[0][:, ::-1], None
 
 
 running_sum.defvjp(_fwd, _bwd)
