@@ -11,33 +11,33 @@ O(T (w + g)); the state, a ring of w max(d) keys beside those of the g tokens, d
 """
 
 import dataclasses
+from operator import itemgetter
 from typing import ClassVar, Self
 
 import jax.numpy as jnp
 import pydantic
 from flax import nnx
+from jax.sharding import Mesh
 
+from effarch import axes
 from effarch.mixers.base import Context, LayerInfo
 from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
-from effarch.ops.attention import Dilated, Line, RingCache, Visibility, append, lay_out, merge
+from effarch.ops.attention import Dilated, Line, RingCache, Visibility, append, lay_out, merge, row_segments
 from effarch.ops.attention.blockwise import attention_and_logsumexp
 from effarch.ops.attention.cache import resume
-from effarch.ops.attention.line import block_for
+from effarch.ops.attention.line import block_for, gather
 from effarch.ops.attention.reference import mix, shield, zero_padding
 from effarch.ops.segments import Segments
+from effarch.ops.tail import Tail, with_tails
 from effarch.registry import register
-from effarch.typing import Array, Float, Int
+from effarch.typing import Array, Float, Int, PyTree
 
 
 @register("longformer", kind="mixer")
 class Longformer(SoftmaxAttention):
-    """Causal softmax attention to a window, dilated by head, and to the first tokens.
-
-    Not split over devices: dilations count places in the line of a row's documents, which all devices make up together.
-    """
+    """Causal softmax attention to a window, dilated by head, and to the first tokens."""
 
     recurrent: ClassVar[bool] = True  # its cache does not grow
-    context_parallel: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
     paper: ClassVar[str] = "2004.05150 Longformer: The Long-Document Transformer"
 
@@ -115,13 +115,32 @@ class LongformerMixer(Attention):
         q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         if state is not None and x.shape[1] == 1:
             o, state = self._token(q, k, v, state, resume(state, k, v, ctx.segments))
+        elif state is None and ctx.form == "chunkwise" and (split := axes.context_parallel(x.shape[1])) is not None:
+            o = self._split(q, k, v, row_segments(ctx.segments, *x.shape[:2]), *split)
         else:
-            o, state = self._row(q, k, v, state, ctx)
+            o, state = self._row(q, k, v, state, ctx.segments, ctx.form)
         return self.output(o, x), state, ctx
 
-    def _row(self, q: Array, k: Array, v: Array, state: RingCache | None, ctx: Context):
+    def _split(self, q: Array, k: Array, v: Array, row: Segments, mesh: Mesh, axis: str) -> Float[Array, "B T Hq V"]:
+        """Every shard of a row that is split over devices goes on with the cache that those before it would leave."""
+        reach, sinks = self.config.windows.longest, self.config.global_tokens
+        near, first = ([jnp.zeros((len(x), n, *x.shape[2:]), x.dtype) for x in (k, v)] for n in (reach, sinks))
+        none = jnp.zeros((len(q), reach), jnp.int32)  # how many tokens of the document up to each of the last
+        before = Tail((*near, none), tuple(first) if sinks else (), none[:, 0], none[:, 0] + 1)
+
+        def shard(tokens: PyTree, inner: Segments | None, tail: Tail) -> tuple[Array, PyTree]:
+            (q, k, v, _), (near_k, near_v, count) = tokens, tail.last
+            length = count[:, -1]
+            slot = (jnp.arange(reach, dtype=jnp.int32)[None] - length[:, None]) % reach  # of each place in the ring
+            ring = RingCache(gather(near_k, slot), gather(near_v, slot), *(tail.first or (k[:, :0], v[:, :0])), length)
+            return self._row(q, k, v, ring, inner, "chunkwise")[0], ()
+
+        held = {"last": itemgetter(1, 2, 3), "first": itemgetter(1, 2) if sinks else None}
+        return with_tails(shard, (q, k, v, row.position + 1), before, row, **held, mesh=mesh, axis=axis)[0]
+
+    def _row(self, q: Array, k: Array, v: Array, state: RingCache | None, segments: Segments | None, form: str):
         c = self.config
-        line, after = lay_out(k, v, ctx.segments, state)
+        line, after = lay_out(k, v, segments, state)
         rest, run = split(line, c.global_tokens)
         position = line.position_q
         if state is not None:
@@ -129,7 +148,7 @@ class LongformerMixer(Attention):
             k, v = (jnp.concatenate([a.astype(b.dtype), b], 1) for a, b in ((state.sink_k, k), (state.sink_v, v)))
             run, position = jnp.concatenate([there, run], axis=1), jnp.concatenate([slot, position], axis=1)
         first = k, v, Visibility(line.run_q, line.position_q, run, position)
-        return read(q, rest, c.windows, first, tokens=c.global_tokens, form=ctx.form), after
+        return read(q, rest, c.windows, first, tokens=c.global_tokens, form=form), after
 
     def _token(self, q: Array, k: Array, v: Array, state: RingCache, row: Segments) -> tuple[Array, RingCache]:
         c, after, run, now = self.config, append(state, k, v, row), row.real.astype(jnp.int32), row.position

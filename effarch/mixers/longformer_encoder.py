@@ -27,9 +27,13 @@ from effarch.typing import Array
 
 @register("longformer_encoder", kind="mixer")
 class LongformerEncoder(Longformer):
-    """Softmax attention to a window around each token, dilated by head, and to and from the first tokens."""
+    """Softmax attention to a window around each token, dilated by head, and to and from the first tokens.
+
+    Not split over devices: its windows hold tokens after a shard, too, and its first tokens see every shard.
+    """
 
     causal: ClassVar[bool] = False
+    context_parallel: ClassVar[bool] = False
     recurrent: ClassVar[bool] = False
     forms: ClassVar[tuple[str, ...]] = ("parallel", "chunkwise")
 

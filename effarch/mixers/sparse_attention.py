@@ -4,7 +4,10 @@ from typing import ClassVar, cast
 
 import jax.numpy as jnp
 import pydantic
+from flax import nnx
+from jax.sharding import Mesh
 
+from effarch import axes
 from effarch.mixers.base import Context
 from effarch.mixers.softmax_attention import Attention, SoftmaxAttention
 from effarch.ops.attention import (
@@ -16,7 +19,9 @@ from effarch.ops.attention import (
     choose_blocks,
     lay_out,
     next_mean,
+    over_gathered_keys,
     read_slots,
+    row_segments,
 )
 from effarch.ops.attention.cache import resume
 from effarch.ops.attention.choice import blocks_of
@@ -26,13 +31,8 @@ from effarch.typing import Array, Bool, Float, Int, PyTree
 
 
 class BlockAttention(SoftmaxAttention):
-    """Config of attention to whole blocks of positions.
+    """Config of attention to whole blocks of positions."""
 
-    Not split over devices: which blocks a query keeps is known to its own device only, and differs from query to query,
-    so that a device would have to ask every other for blocks, or be sent all of them.
-    """
-
-    context_parallel: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
 
     block_size: int = pydantic.Field(64, gt=0, description="C: tokens of a block")
@@ -49,7 +49,7 @@ class SparseAttention(Attention):
     """Causal attention to a pattern of positions, which a subclass says three times over.
 
     ``seen``: as a mask, for the parallel form. ``sparse``: in time that of the pairs kept. ``slots``: as the list that
-    one query reads from the cache.
+    one query reads from the cache. Of a row that is split over devices, keys and values are gathered, queries not.
     """
 
     @property
@@ -92,10 +92,20 @@ class SparseAttention(Attention):
         q, k = self.rotate(q, ctx), self.rotate(k, ctx)
         if state is not None and x.shape[1] == 1:
             o, state = self.decode(q, k, v, state, resume(self.cache(state), k, v, ctx.segments))
+        elif state is None and ctx.form == "chunkwise" and (split := axes.context_parallel(x.shape[1])) is not None:
+            o = self._split(q, k, v, row_segments(ctx.segments, *x.shape[:2]), *split)
         else:
             line, state = self.prefill(k, v, state, ctx.segments)
             o = self.whole(q, line, ctx.form)
         return self.output(o, x), state, ctx
+
+    def _split(self, q: Array, k: Array, v: Array, row: Segments, mesh: Mesh, axis: str) -> Array:
+        graph, parameters, fixed = nnx.split(self, nnx.Param, ...)
+
+        def read(q: Array, line: Line, fixed: PyTree) -> Array:
+            return nnx.merge(graph, parameters, fixed).whole(q, line, "chunkwise")  # no parameter is read there
+
+        return over_gathered_keys(read, q, k, v, row, fixed, mesh=mesh, axis=axis)
 
     def cache(self, state: PyTree) -> KVCache:
         """The keys and values of a state."""

@@ -26,12 +26,8 @@ from effarch.typing import Array, Bool, Int
 
 @register("sparse_transformer", kind="mixer")
 class SparseTransformer(SoftmaxAttention):
-    """Causal attention to the near past and to every l-th token, or to blocks and their summaries.
+    """Causal attention to the near past and to every l-th token, or to blocks and their summaries."""
 
-    Not split over devices: every l-th token of a document is T / l keys from all devices, other ones for each query.
-    """
-
-    context_parallel: ClassVar[bool] = False
     paper: ClassVar[str] = "1904.10509 Generating Long Sequences with Sparse Transformers"
 
     pattern: Literal["strided", "fixed"] = pydantic.Field("strided", description="which of the paper's two patterns")

@@ -21,7 +21,11 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 TIME = 512
 
 #: Ways of attention that go around the ring, and rows that are reversed: a shard goes to another device, O(T / n).
-HOPS = ("softmax_attention", "forgetting_attention", "encoder_attention", "mla", "bidirectional")
+#: Sparse attention gathers keys.
+HOPS = (
+    *("softmax_attention", "forgetting_attention", "encoder_attention", "mla", "bidirectional"),
+    *("sparse_transformer", "bigbird", "moba", "nsa"),
+)
 
 
 def exchanged(loss, floats, ids):

@@ -13,6 +13,7 @@ from effarch.ops.attention.cache import KVCache, RingCache, append, attend
 from effarch.ops.attention.choice import block_means, choose_blocks, next_mean, read_slots
 from effarch.ops.attention.dilated import Dilated
 from effarch.ops.attention.forgetting import forgetting_attention
+from effarch.ops.attention.gathered import over_gathered_keys
 from effarch.ops.attention.line import Blocks, Line, lay_out
 from effarch.ops.attention.reference import Visibility, attention, check_row, merge, row_segments
 from effarch.ops.attention.ring import ring_attention
@@ -78,7 +79,9 @@ __all__ = [
     "lay_out",
     "merge",
     "next_mean",
+    "over_gathered_keys",
     "read_slots",
+    "row_segments",
     "selected_attention",
     "softmax_attention",
     "strided_attention",

@@ -113,8 +113,9 @@ def _forward(scale: float, q: Float[Array, "Y R T GD"], k: Float[Array, "Y N C D
         return (higher, total * fade + new, acc * _wide(fade, acc) + jnp.where(there, o * _wide(new, o), 0)), None
 
     rows = q.shape[:3]
-    peak, total, acc = (jnp.full((*rows, n), x, sums) for n, x in ((group, EMPTY), (group, 0), (group * v.shape[3], 0)))
-    (peak, total, acc), _ = jax.lax.scan(entry, (peak, total, acc), entries)
+    zeros = partial(jnp.zeros_like, q, dtype=sums)  # of q: on shards they differ from device to device
+    start = zeros(shape=(*rows, group)) + EMPTY, zeros(shape=(*rows, group)), zeros(shape=(*rows, group * v.shape[3]))
+    (peak, total, acc), _ = jax.lax.scan(entry, start, entries)
     total = jnp.where(total > 0, total, 1)
     return (acc / _wide(total, acc)).astype(q.dtype), peak + jnp.log(total)
 
@@ -151,7 +152,7 @@ def _bwd(scale, residuals, gradients):
         found, dk, dv = jax.lax.fori_loop(jnp.int32(0), tiles.steps, step, start)
         return (dq + jnp.where((wanted >= 0)[..., None], tiles.back(found), 0), dk, dv), None
 
-    start = tuple(jnp.zeros(x.shape, sums) for x in (q, k, v))
+    start = tuple(jnp.zeros_like(x, dtype=sums) for x in (q, k, v))
     (dq, dk, dv), _ = jax.lax.scan(entry, start, entries)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
@@ -169,16 +170,14 @@ class _Tiles:
         self.tiles = tiles = max(1, min(STEP // (block_size * size), most))  # of one step
         block = jnp.where(wanted < 0, blocks, wanted)
         order, ordered = _sort(block, blocks)
-        edges = _each(lambda x: jnp.searchsorted(x, jnp.arange(blocks + 1, dtype=jnp.int32)))(ordered)
-        edges = edges.astype(jnp.int32)
+        edges = _below(ordered, jnp.arange(blocks + 1, dtype=jnp.int32))
         first, count = edges[..., :-1], jnp.diff(edges, axis=-1)
         ends = jnp.cumsum(-(-count // size), axis=-1, dtype=jnp.int32)
         starts = ends - -(-count // size)
         self.steps = -(-ends[..., -1].max() // tiles)
 
         tile = jnp.arange(-(-most // tiles) * tiles, dtype=jnp.int32)
-        self.block = _each(lambda x: jnp.searchsorted(x, tile, side="right"))(ends).astype(jnp.int32)
-        self.block = jnp.minimum(self.block, blocks - 1)
+        self.block = jnp.minimum(_below(ends, tile + 1), blocks - 1)
         rank = (tile[None, None] - _take(starts, self.block)) * size
         place = rank[..., None] + jnp.arange(size, dtype=jnp.int32)[None, None, None]
         self.valid = place < _take(count, self.block)[..., None]
@@ -197,7 +196,7 @@ class _Tiles:
         return block, query.reshape(*self.lead, -1), jnp.repeat(valid, group, axis=2)[..., None]
 
     def empty(self, width: int, dtype) -> Float[Array, "Y R S F"]:
-        return jnp.zeros((*self.lead, self.block.shape[2] * self.size, width), dtype)
+        return jnp.zeros_like(self.block, shape=(*self.lead, self.block.shape[2] * self.size, width), dtype=dtype)
 
     def put(self, into: Float[Array, "Y R S F"], i: Array, x: Float[Array, "Y J M F"]) -> Float[Array, "Y R S F"]:
         """The results of the i-th step in their places."""
@@ -217,6 +216,20 @@ def _sort(block: Int[Array, "Y R T"], blocks: int) -> tuple[Array, Array]:
         return both % time, both // time
     order = jnp.argsort(block, axis=-1).astype(jnp.int32)
     return order, _take(block, order)
+
+
+def _below(x: Int[Array, "Y R N"], values: Int[Array, " M"]) -> Int[Array, "Y R M"]:
+    """How many of each ascending row are less than each value: `jnp.searchsorted`, which jax 0.10 refuses on shards."""
+    count = x.shape[2]
+    zeros = jnp.zeros_like(x, shape=(*x.shape[:2], *values.shape))
+
+    def halve(_, span: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = span
+        middle = (low + high) // 2
+        up = (low < high) & (_take(x, jnp.minimum(middle, count - 1)) < values[None, None])
+        return jnp.where(up, middle + 1, low), jnp.where(up, high, middle)
+
+    return jax.lax.fori_loop(0, count.bit_length(), halve, (zeros, zeros + count))[0]
 
 
 def _each(fn):

@@ -9,6 +9,7 @@ the ring still holds: places and positions differ by a constant, but the documen
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from effarch.ops.attention.blockwise import BLOCK, attention_and_logsumexp
 from effarch.ops.attention.cache import Cache, KVCache, append, resume, slots
 from effarch.ops.attention.reference import Visibility, mix, row_segments, shield, zero_padding
 from effarch.ops.attention.window import LEAST_BLOCK
-from effarch.ops.segments import Segments, as_segments, compact, compacted
+from effarch.ops.segments import Segments, as_segments, compact, compacted, partition
 from effarch.typing import Array, Bool, Float, Int
 
 
@@ -32,7 +33,7 @@ class Line:
       run_q, position_q: ``[B, T]`` the same of the queries, in the order of the row.
       place: ``[B, T]`` int32 where in the line each token of the row stands.
       order: ``[B, T]`` int32 the tokens of the row in the order of the line.
-      start: ``[B]`` int32 how many carried keys come first.
+      start: ``[B]`` int32 where the row's first real token stands: after the carried keys.
     """
 
     k: Float[Array, "B L Hk D"]
@@ -44,6 +45,14 @@ class Line:
     place: Int[Array, "B T"]
     order: Int[Array, "B T"]
     start: Int[Array, " B"]
+
+    def of(self, first: Array, count: int) -> "Line":
+        """The line as only ``count`` of the row's tokens from ``first`` on see it; those real stand side by side."""
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=count, axis=1)
+        run, position, place = (cut(x) for x in (self.run_q, self.position_q, self.place))
+        start = jnp.where(run > 0, place, self.run.shape[1]).min(axis=1)
+        own = {"run_q": run, "position_q": position, "place": place, "order": partition(run > 0)[0], "start": start}
+        return dataclasses.replace(self, **own)
 
     def seen(self, pattern: Callable[[Array, Array], Array]) -> Bool[Array, "B T L"]:
         """Who sees whom in memory: keys of one's own run that ``pattern(position_q, position_k)`` allows."""
