@@ -314,6 +314,27 @@ BUGS = (
         "return more[0], (turns.send(keys), more[1])",
         ("tests/parallel/test_context.py::test_rings[True-61]",),
     ),
+    Bug(
+        "the sums of forget gates begin anew in every shard",
+        "ops/attention/forgetting.py",
+        "sums = jax.tree.map(lambda y: y[:, None], before).before(_scan(tokens))",
+        "sums = _scan(tokens)",
+        ("tests/parallel/test_context.py::test_rings_that_forget",),
+    ),
+    Bug(
+        "every device reads the line as the first one sees it",
+        "ops/attention/gathered.py",
+        "line.of(jax.lax.axis_index(axis) * q.shape[1], ",
+        "line.of(0, ",
+        (f"{CONFORMANCE}::test_sharded_over_eight_devices_is_single[bigbird]",),
+    ),
+    Bug(
+        "the ring that a shard goes on with is not turned to its positions",
+        "mixers/longformer.py",
+        "slot = (jnp.arange(reach, dtype=jnp.int32)[None] - length[:, None]) % reach",
+        "slot = (jnp.arange(reach, dtype=jnp.int32)[None] + 0 * length[:, None]) % reach",
+        (f"{CONFORMANCE}::test_sharded_over_eight_devices_is_single[longformer]",),
+    ),
     # Distillation and training
     Bug(
         "losses are computed in bfloat16",
