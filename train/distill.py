@@ -6,7 +6,9 @@ the command continues a run that was stopped. Exit codes: 0 done, 2 a mistake in
 """
 
 import sys
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -92,13 +94,13 @@ def distill(
     return student
 
 
-def run(config: DistillConfig, dry_run: bool = False) -> int:
-    """The command."""
+def run(config: DistillConfig, dry_run: bool = False, known: Mapping[str, dict[str, Any]] | None = None) -> int:
+    """The command; ``known``: scores of models that need not be measured, as `Results` takes them."""
     if dry_run:
         for name, lm in zip(("teacher", "student"), _abstract(config), strict=True):
             print(f"{name}: {parameter_count(lm):,} parameters")
         return 0
-    return attended(lambda stop: _run(config, stop), config.processes)
+    return attended(lambda stop: _run(config, stop, known or {}), config.processes)
 
 
 def _abstract(config: DistillConfig) -> tuple[LM, LM]:
@@ -110,14 +112,14 @@ def _abstract(config: DistillConfig) -> tuple[LM, LM]:
     return teacher, student
 
 
-def _run(config: DistillConfig, stop: StopSignal) -> None:
+def _run(config: DistillConfig, stop: StopSignal, known: Mapping[str, dict[str, Any]]) -> None:
     wanted = _abstract(config)[1].config
     rules = make_rules(make_mesh(config.mesh))
     with open_run(config.output_dir, config.run_name, config, resume=config.checkpoint.resume) as run:
         prepared = first_before_others(lambda: prepare_text(config, config.seq_len))
         on_first(lambda: prepared.tokenizer.save(run.folder))
         teacher = open_teacher(config, prepared, stop)
-        results = Results(run.folder, config, prepared, teacher, stop)
+        results = Results(run.folder, config, prepared, teacher, stop, known)
         results.measure(TEACHER, teacher)
         if config.teacher.dtype is not None:
             results.measure(f"teacher, {config.teacher.dtype}", in_dtype(teacher, config.teacher.dtype))

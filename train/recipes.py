@@ -1,22 +1,22 @@
 """Compares recipes of distillation: ``python -m train.recipes CONFIG.yaml [key=value ...]``.
 
 Every recipe (a config of ``train.distill``) with every student and seed, one run after the other, all with the same
-teacher, text and number of tokens; then one table and ``report.html``. Repeating the command goes on where it was
-stopped; recipes, students and seeds may be added in between. Exit codes: 0 done, 1 a run failed (the table says why),
-2 a mistake in the config, 143 (130) after SIGTERM (SIGINT) with everything saved.
+teacher, which is measured once, text and number of tokens; then one table and ``report.html``. Repeating the command
+goes on where it was stopped; recipes, students and seeds may be added in between. Exit codes: 0 done, 1 a run failed
+(the table says why), 2 a mistake in the config, 143 (130) after SIGTERM (SIGINT) with everything saved.
 """
 
 import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import jax
 import pydantic
 
 from effarch.config import Config, UserError, load, main, to_yaml
-from effarch.eval.recipes import write_recipes
+from effarch.eval.recipes import TEACHER, write_recipes
 from effarch.experiment.distill import DistillConfig
 from effarch.training.run import open_run
 from train import distill
@@ -94,6 +94,11 @@ def finished(config: DistillConfig) -> dict[str, Any] | None:
     return json.loads(report.read_text(encoding="utf-8"))
 
 
+def _scores(model: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of a model of a report."""
+    return {key: value for key, value in model.items() if key not in ("name", "reference")}
+
+
 def run(config: RecipesConfig, dry_run: bool = False) -> int:
     """The command."""
     folder = Path(config.output_dir) / config.run_name
@@ -105,12 +110,14 @@ def run(config: RecipesConfig, dry_run: bool = False) -> int:
         return 0
     with open_run(config.output_dir, config.run_name, config, free=FREE):
         results, failed = [], 0
+        teachers: dict[str, dict[str, dict[str, Any]]] = {}  # their scores, by what those depend on
         for number, (name, (recipe, student, seed, each)) in enumerate(runs.items(), 1):
             about = {"recipe": recipe.name, "student": student.name, "seed": seed}
+            rows = str([getattr(each, key) for key in ("teacher", "data", "seq_len", "batch_size", "eval", "seed")])
             if (report := finished(each)) is None:
                 print(f"{number} of {len(runs)}: {name}", file=sys.stderr, flush=True)
                 try:
-                    code = distill.run(each)
+                    code = distill.run(each, known=teachers.get(rows))
                 except UserError as error:
                     results.append(about | {"failed": re.sub(r"\s+", " ", str(error))})
                     failed += 1
@@ -118,8 +125,9 @@ def run(config: RecipesConfig, dry_run: bool = False) -> int:
                 if code:
                     return code
                 jax.clear_caches()  # every run compiles its own programs
-                report = finished(each)
+                report = cast(dict[str, Any], finished(each))
             results.append(about | {"report": report})
+            teachers[rows] = {m["name"]: _scores(m) for m in report["models"] if m["name"].startswith(TEACHER)}
         found = {"title": f"{config.run_name}: recipes compared", "run": what_was_run("train.recipes")}
         page, table = write_recipes(folder, found | {"results": results})
         print(table.plain())

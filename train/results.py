@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,19 @@ class Results:
 
     Args:
       folder: of the run. config: of the run. prepared: its data. teacher: what KL is measured against. stop: checked
-        after every measurement.
+        after every measurement. known: scores of models that another run has measured on the same rows, by name.
     """
 
     def __init__(
-        self, folder: Path, config: "DistillConfig", prepared: Prepared, teacher: LM, stop: StopSignal
+        self,
+        folder: Path,
+        config: "DistillConfig",
+        prepared: Prepared,
+        teacher: LM,
+        stop: StopSignal,
+        known: Mapping[str, dict[str, Any]],
     ) -> None:
-        self.folder, self.config, self.prepared, self.stop = folder, config, prepared, stop
+        self.folder, self.config, self.prepared, self.stop, self._known = folder, config, prepared, stop, known
         self.teacher = of_this_process(teacher)
         self.window_name = f"teacher, window {config.eval.window} + {config.eval.sinks} sinks"
         self._path = folder / "scores.json"
@@ -78,7 +85,7 @@ class Results:
         """
         if name not in self._models:
             lm = of_this_process(lm)
-            self._models[name] = on_first(lambda: self._measured(name, lm))
+            self._models[name] = self._known.get(name) or on_first(lambda: self._measured(name, lm))
         if any_of(self.stop.requested):
             raise Stopped(self.stop.exit_code or EXIT_SIGTERM)
 
