@@ -27,6 +27,7 @@ from effarch.ops.attention.blockwise import attention_and_logsumexp
 from effarch.ops.attention.cache import resume
 from effarch.ops.attention.line import block_for, gather
 from effarch.ops.attention.reference import mix, shield, zero_padding
+from effarch.ops.attention.window import context_of, tail_before
 from effarch.ops.segments import Segments
 from effarch.ops.tail import Tail, with_tails
 from effarch.registry import register
@@ -124,17 +125,16 @@ class LongformerMixer(Attention):
     def _split(self, q: Array, k: Array, v: Array, row: Segments, mesh: Mesh, axis: str) -> Float[Array, "B T Hq V"]:
         """Every shard of a row that is split over devices goes on with the cache that those before it would leave."""
         reach, sinks = self.config.windows.longest, self.config.global_tokens
-        near, first = ([jnp.zeros((len(x), n, *x.shape[2:]), x.dtype) for x in (k, v)] for n in (reach, sinks))
-        none = jnp.zeros((len(q), reach), jnp.int32)  # how many tokens of the document up to each of the last
-        before = Tail((*near, none), tuple(first) if sinks else (), none[:, 0], none[:, 0] + 1)
 
         def shard(tokens: PyTree, inner: Segments | None, tail: Tail) -> tuple[Array, PyTree]:
-            (q, k, v, _), (near_k, near_v, count) = tokens, tail.last
-            length = count[:, -1]
-            slot = (jnp.arange(reach, dtype=jnp.int32)[None] - length[:, None]) % reach  # of each place in the ring
-            ring = RingCache(gather(near_k, slot), gather(near_v, slot), *(tail.first or (k[:, :0], v[:, :0])), length)
+            q, k, v, _ = tokens
+            left = context_of(tail, k, v)
+            # Keys by age, oldest first, to the places of their positions in the ring.
+            slot = (jnp.arange(reach, dtype=jnp.int32)[None] - left.length[:, None]) % reach
+            ring = RingCache(gather(left.k, slot), gather(left.v, slot), left.sink_k, left.sink_v, left.length)
             return self._row(q, k, v, ring, inner, "chunkwise")[0], ()
 
+        before = tail_before(None, k, v, reach, sinks)
         held = {"last": itemgetter(1, 2, 3), "first": itemgetter(1, 2) if sinks else None}
         return with_tails(shard, (q, k, v, row.position + 1), before, row, **held, mesh=mesh, axis=axis)[0]
 

@@ -331,8 +331,8 @@ BUGS = (
     Bug(
         "the ring that a shard goes on with is not turned to its positions",
         "mixers/longformer.py",
-        "slot = (jnp.arange(reach, dtype=jnp.int32)[None] - length[:, None]) % reach",
-        "slot = (jnp.arange(reach, dtype=jnp.int32)[None] + 0 * length[:, None]) % reach",
+        "slot = (jnp.arange(reach, dtype=jnp.int32)[None] - left.length[:, None]) % reach",
+        "slot = (jnp.arange(reach, dtype=jnp.int32)[None] + 0 * left.length[:, None]) % reach",
         (f"{CONFORMANCE}::test_sharded_over_eight_devices_is_single[longformer]",),
     ),
     # Distillation and training

@@ -134,16 +134,16 @@ def window_and_logsumexp(
         q, k, v, q_sink, count = tokens
         inner = contiguous(*q.shape[:2]) if inner is None else inner
         inner = dataclasses.replace(inner, position=jnp.maximum(count - 1, 0))
-        return attend(q, k, v, q_sink, inner, _context_of(tail, k, v)), ()
+        return attend(q, k, v, q_sink, inner, context_of(tail, k, v)), ()
 
     tokens, (mesh, axis) = (q, k, v, q_sink, segments.position + 1), split
     packed = None if segment_ids is None and sinks == 0 else segments
     near, first = itemgetter(1, 2, 4), itemgetter(1, 2) if sinks else None
-    before = _tail_of(left, k, v, window, sinks)
+    before = tail_before(left, k, v, window, sinks)
     return with_tails(shard, tokens, before, packed, last=near, first=first, mesh=mesh, axis=axis)[0]
 
 
-def _tail_of(left: LeftContext | None, k: Array, v: Array, window: int, sinks: int) -> Tail:
+def tail_before(left: LeftContext | None, k: Array, v: Array, window: int, sinks: int) -> Tail:
     """The left context as the tail before the first token: last keys, values, and how many tokens up to each."""
     one = jnp.ones((k.shape[0],), jnp.int32)
     if left is None:
@@ -164,7 +164,8 @@ def _tail_of(left: LeftContext | None, k: Array, v: Array, window: int, sinks: i
     return Tail(near, first if sinks else (), (at > 0).sum(axis=1, dtype=jnp.int32), one)
 
 
-def _context_of(tail: Tail, k: Array, v: Array) -> LeftContext:
+def context_of(tail: Tail, k: Array, v: Array) -> LeftContext:
+    """The tail before a shard, whose keys and values are ``k`` and ``v``, as its left context; keys by age."""
     near_k, near_v, count = tail.last
     sink_k, sink_v = tail.first or (k[:, :0], v[:, :0])
     return LeftContext(near_k, near_v, count - 1, sink_k, sink_v, count[:, -1])
