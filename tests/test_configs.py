@@ -17,6 +17,8 @@ from effarch.training.optimizer import make_optimizer
 from train.classify import ClassifyConfig
 from train.distill_classifier import DistillClassifierConfig
 from train.distill_classifier import converted as converted_classifier
+from train.distill_masked import DistillMaskedConfig
+from train.distill_masked import converted as converted_masked
 from train.recipes import RecipesConfig
 from train.sweep import SweepConfig
 
@@ -26,6 +28,7 @@ COMMANDS = {
     "train.classify": ClassifyConfig,
     "train.distill": DistillConfig,
     "train.distill_classifier": DistillClassifierConfig,
+    "train.distill_masked": DistillMaskedConfig,
     "train.pretrain": PretrainConfig,
     "train.recipes": RecipesConfig,
     "train.sweep": SweepConfig,
@@ -61,8 +64,9 @@ def test_config_builds(path, monkeypatch):
         for model in config.models().values():
             jax.eval_shape(partial(make_lm, model))
         return
-    if module == "train.distill_classifier":
-        _, student = jax.eval_shape(partial(converted_classifier, config, config.teacher.model))
+    if module in ("train.distill_classifier", "train.distill_masked"):
+        make = converted_classifier if module == "train.distill_classifier" else converted_masked
+        _, student = jax.eval_shape(partial(make, config, config.teacher.model))
         for stage in config.stages:
             stage.transformation()
             jax.eval_shape(stage.trains.split, student)

@@ -18,6 +18,7 @@ from effarch.config import main
 from effarch.data.batches import Batches
 from effarch.data.prepare import Prepared
 from effarch.distill.frozen import freeze, in_dtype
+from effarch.distill.plan import Planned
 from effarch.distill.transfer import student_config, transfer
 from effarch.eval.card import model_card
 from effarch.experiment.abstractly import abstractly
@@ -28,18 +29,16 @@ from effarch.models.lm import LM, make_lm, parameter_count
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.processes import first_before_others, of_this_process, on_first
 from effarch.parallel.rules import make_rules
-from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
 from effarch.training.load import load_lm
-from effarch.training.metrics import MetricsLog
-from effarch.training.phase import shardings
-from effarch.training.profile import Profiler
+from effarch.training.phase import Phase
 from effarch.training.run import Run, open_run
 from train.alone import attended
 from train.answers import answered
-from train.loop import metadata, resumed, run_phase
+from train.loop import metadata
 from train.pretrain import evaluation, pretrain
 from train.results import CONVERTED, SCRATCH, TEACHER, Results, windowed
+from train.stages import run_stages
 from train.teacher import open_teacher, prepare_text
 
 
@@ -57,41 +56,30 @@ def distill(
     teacher = teacher if config.teacher.dtype is None else in_dtype(teacher, config.teacher.dtype)
     teacher_graph, frozen = freeze(teacher, rules)
     graph = nnx.split(student)[0]
-    with (
-        Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
-        Profiler(run.folder, config.profile) as profiler,
-        MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
-    ):
-        for place in config.plan():
-            stage = place.stage.ending_with(prepared.tokenizer.eos_id)
-            evaluate = evaluation(graph, prepared, config), config.eval.every
-            phase = stage_phase(place, stage, teacher_graph, graph, frozen, *evaluate)
-            if (checkpoints.latest() or 0) > phase.last:
-                continue  # a later stage was reached
-            same = place.seq_len == config.seq_len
-            text = prepared if same else first_before_others(partial(prepare_text, config, place.seq_len))
-            batches = Batches(text.train, place.batch_size, config.seed)
-            begins_at = batches.position_after(place.batches_before)
-            state, position, seconds = resumed(phase, student, config.seed, rules, checkpoints, begins_at)
-            state, _ = run_phase(
-                phase,
-                state,
-                position,
-                batches=answered(place, batches, config.cache_dir, nnx.merge(teacher_graph, frozen), rules, stop),
-                placement=shardings(phase, student, config.seed, rules),
-                rules=rules,
-                grad_accum=config.grad_accum,
-                checkpoints=checkpoints,
-                about=metadata(config, student.config, prepared.tokenizer, stage.trains),
-                log=log,
-                log_every=config.log.every,
-                profiler=profiler,
-                stop=stop,
-                seconds=seconds,
-            )
-            student = stage.trains.model(graph, state.params, state.rest)
-            results.measure(f"student, after {place.name}", student)
-    return student
+    evaluate = evaluation(graph, prepared, config), config.eval.every
+
+    def phase(place: Planned) -> Phase:
+        stage = place.stage.ending_with(prepared.tokenizer.eos_id)
+        return stage_phase(place, stage, teacher_graph, graph, frozen, *evaluate)
+
+    def batches(place: Planned) -> Batches:
+        same = place.seq_len == config.seq_len
+        text = prepared if same else first_before_others(partial(prepare_text, config, place.seq_len))
+        rows = Batches(text.train, place.batch_size, config.seed)
+        return answered(place, rows, config.cache_dir, nnx.merge(teacher_graph, frozen), rules, stop)
+
+    return run_stages(
+        config,
+        run.folder,
+        student,
+        config.plan(),
+        phase=phase,
+        batches=batches,
+        about=lambda phase: metadata(config, student.config, prepared.tokenizer, phase.trains),
+        measure=results.measure,
+        rules=rules,
+        stop=stop,
+    )
 
 
 def run(config: DistillConfig, dry_run: bool = False, known: Mapping[str, dict[str, Any]] | None = None) -> int:

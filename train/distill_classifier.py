@@ -8,7 +8,7 @@ the test set; nothing is chosen by it. Repeating the command continues a run tha
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import pydantic
@@ -21,8 +21,11 @@ from effarch.distill.encoder_stages import AlignEncoder, ClassLogits, EncoderSta
 from effarch.distill.frozen import freeze
 from effarch.distill.plan import plan
 from effarch.distill.transfer import EncoderStudentConfig, student_config, transfer
+from effarch.eval.scores import accuracy, class_distance
 from effarch.experiment.abstractly import abstractly
 from effarch.experiment.config import LoopConfig
+from effarch.experiment.phases import stage_phase
+from effarch.hub.export import export_run
 from effarch.mixers.encoder_attention import EncoderAttention
 from effarch.mixers.gelu_mlp import GeluMLP
 from effarch.models.block import BlockConfig
@@ -30,19 +33,18 @@ from effarch.models.classifier import Classifier, ClassifierConfig, make_classif
 from effarch.models.lm import parameter_count
 from effarch.parallel.mesh import make_mesh
 from effarch.parallel.rules import make_rules
-from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
-from effarch.training.metrics import MetricsLog
+from effarch.training.load import load_classifier
 from effarch.training.optimizer import OptimizerConfig
-from effarch.training.phase import Phase, shardings
-from effarch.training.profile import Profiler
+from effarch.training.phase import Phase
 from effarch.training.run import Run, open_run, versions
 from train.alone import attended
-from train.class_results import ClassResults
-from train.class_teacher import open_teacher, teacher_config
 from train.classify import ClassifyConfig, checked, classify
-from train.loop import resumed, run_phase
+from train.encoder_results import EncoderResults
+from train.encoder_teacher import Kind
+from train.stages import run_stages
 
+KIND = Kind(ClassifierConfig, load_classifier, "a classifier", "head over classes")
 _VIT = BlockConfig(mixer=EncoderAttention(num_heads=4, num_kv_heads=4, head_dim=16), channel=GeluMLP(hidden=128))
 
 
@@ -89,48 +91,48 @@ def distill(
     teacher: Classifier,
     student: Classifier,
     sets: ImageSets,
-    results: ClassResults,
+    results: EncoderResults,
+    stop: StopSignal,
 ) -> Classifier:
     """The stages, one after the other; what each leaves behind is scored."""
     rules = make_rules(make_mesh(config.mesh))
     teacher_graph, frozen = freeze(teacher, rules)
     graph = nnx.split(student)[0]
-    with (
-        Checkpoints(run.folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints,
-        Profiler(run.folder, config.profile) as profiler,
-        MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log,
-    ):
-        for place in plan(config.stages, batch_size=config.batch_size, seq_len=sets.train.seq_len, tokens=None):
-            stage, (tx, schedule) = place.stage, place.stage.transformation()
-            objective = stage.objective(teacher_graph, graph)
-            span = (place.name, place.first, place.last)
-            phase = Phase(*span, objective, tx, schedule, frozen=(frozen,), trains=stage.trains)
-            if (checkpoints.latest() or 0) > phase.last:
-                continue  # a later stage was reached
-            batches = Batches(sets.train, place.batch_size, config.seed)
-            begins_at = batches.position_after(place.batches_before)
-            state, position, seconds = resumed(phase, student, config.seed, rules, checkpoints, begins_at)
-            about = {"classifier": student.config.model_dump(mode="json"), "config": to_yaml(config)}
-            about |= {"versions": versions(), "images": sets.digest, "trains": stage.trains.model_dump(mode="json")}
-            state, _ = run_phase(
-                phase,
-                state,
-                position,
-                batches=batches,
-                placement=shardings(phase, student, config.seed, rules),
-                rules=rules,
-                grad_accum=config.grad_accum,
-                checkpoints=checkpoints,
-                about=about,
-                log=log,
-                log_every=config.log.every,
-                profiler=profiler,
-                stop=results.stop,
-                seconds=seconds,
-            )
-            student = stage.trains.model(graph, state.params, state.rest)
-            results.measure(f"student, after {place.name}", student)
-    return student
+
+    def about(phase: Phase) -> dict[str, Any]:
+        said = {"classifier": student.config.model_dump(mode="json"), "config": to_yaml(config)}
+        return said | {
+            "versions": versions(),
+            "images": sets.digest,
+            "trains": phase.trains.model_dump(mode="json"),
+        }
+
+    return run_stages(
+        config,
+        run.folder,
+        student,
+        plan(config.stages, batch_size=config.batch_size, seq_len=sets.train.seq_len, tokens=None),
+        phase=lambda place: stage_phase(place, place.stage, teacher_graph, graph, frozen),
+        batches=lambda place: Batches(sets.train, place.batch_size, config.seed),
+        about=about,
+        measure=results.measure,
+        rules=rules,
+        stop=stop,
+    )
+
+
+def teacher_config(config: DistillClassifierConfig) -> ClassifierConfig:
+    """The teacher's. Raises ``UserError`` where it is no classifier."""
+    given = config.teacher
+    return given.model if given.path is None else KIND.config_at(given.path)
+
+
+def open_teacher(config: DistillClassifierConfig, sets: ImageSets, stop: StopSignal) -> Classifier:
+    """Trains it, or reads it."""
+    given = config.teacher
+    if given.path is not None:
+        return KIND.open(given.path)
+    return classify(config.alone("teacher", given.model, given.steps, given.optimizer), sets, stop)
 
 
 def converted(config: DistillClassifierConfig, of: ClassifierConfig) -> tuple[Classifier, Classifier]:
@@ -162,7 +164,15 @@ def run(config: DistillClassifierConfig, dry_run: bool = False) -> int:
 def _run(
     config: DistillClassifierConfig, opened: Run, wanted: ClassifierConfig, sets: ImageSets, stop: StopSignal
 ) -> None:
-    results = ClassResults(opened.folder, config, sets, stop)
+    def score(model: Classifier, teacher: Classifier | None) -> dict[str, float]:
+        size = min(config.batch_size, len(sets.test))
+        row = {"accuracy": accuracy(model, sets.test.in_order(size))}
+        if teacher is None:
+            return row
+        kl, agreement = class_distance(model, teacher, sets.test.in_order(size))
+        return row | {"kl_bits": kl, "agreement": agreement}
+
+    results = EncoderResults(opened.folder, score)
     teacher = open_teacher(config, sets, stop)
     results.measure("teacher", teacher)
     if config.scratch.train:
@@ -171,8 +181,15 @@ def _run(
         results.measure("student, from scratch", alone)
     student = jax.jit(lambda model: transfer(model, make_classifier(wanted, config.seed)))(teacher)
     results.measure("student, converted", student)
-    distill(config, opened, teacher, student, sets, results)
-    results.write()
+    student = distill(config, opened, teacher, student, sets, results, stop)
+    results.write(
+        "train.distill_classifier",
+        f"{config.run_name}: a Transformer distilled into {config.student.mixer.type_name}",
+        lambda row: f"The student finds the class of {row['accuracy']:.1%} of {len(sets.test)} test images.",
+        images={"set": config.data.type_name, "digest": sets.digest},
+        seed=config.seed,
+    )
+    export_run(opened.folder, student)
 
 
 if __name__ == "__main__":

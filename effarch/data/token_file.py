@@ -20,6 +20,15 @@ FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _REPLACED = {"▁": " ", "##": ""}  # spellings of SentencePiece and of WordPiece
+#: What settings may name -> how an added token is spelled that is one where they do not (BERT's older folders).
+_SPECIAL = {
+    "bos_token": None,
+    "eos_token": None,
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
 def library() -> Any:
@@ -40,7 +49,8 @@ class FileTokenizer(Tokenizer):
 
     Args:
       content: of ``tokenizer.json``.
-      settings: of ``tokenizer_config.json``: ``bos_token``, ``eos_token``, ``pad_token``; the rest is only kept.
+      settings: of ``tokenizer_config.json``: ``bos_token``, ``eos_token``, ``pad_token``, and those of encoders,
+        ``cls_token``, ``sep_token``, ``mask_token``; the rest is only kept.
 
     Raises:
       UserError: the library is missing, or does not understand the content, or a special token is not in it.
@@ -61,7 +71,7 @@ class FileTokenizer(Tokenizer):
         self._content, self._settings = content, dict(settings)
         self._tokens = {i: token for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         self._size = max(self._tokens) + 1
-        self._specials = {name: self._special(name) for name in ("bos_token", "eos_token", "pad_token")}
+        self._specials = {name: self._special(name) for name in _SPECIAL}
 
     def _special(self, name: str) -> int | None:
         value = self._settings.get(name)
@@ -69,7 +79,7 @@ class FileTokenizer(Tokenizer):
         if token is None:
             return None
         index = self._tokenizer.token_to_id(token)
-        if index is None:
+        if index is None and name in ("bos_token", "eos_token", "pad_token"):  # no language model uses the others
             raise UserError(f"data.tokenizer: {name}: expected a token of {FILE}, got {token!r}")
         return index
 
@@ -80,18 +90,26 @@ class FileTokenizer(Tokenizer):
 
     @property
     def bos_id(self) -> int | None:
-        """Of ``bos_token``."""
-        return self._specials["bos_token"]
+        """Of ``bos_token``; of ``cls_token`` where there is none."""
+        return self._first("bos_token", "cls_token")
 
     @property
     def eos_id(self) -> int | None:
-        """Of ``eos_token``."""
-        return self._specials["eos_token"]
+        """Of ``eos_token``; of ``sep_token`` where there is none."""
+        return self._first("eos_token", "sep_token")
+
+    def _first(self, *names: str) -> int | None:
+        return next((found for name in names if (found := self._specials[name]) is not None), None)
 
     @property
     def pad_id(self) -> int | None:
         """Of ``pad_token``."""
         return self._specials["pad_token"]
+
+    @property
+    def mask_id(self) -> int | None:
+        """Of ``mask_token``."""
+        return self._specials["mask_token"]
 
     def encode(self, text: Text, *, bos: bool = False, eos: bool = False) -> np.ndarray:
         """``[T]`` int32 ids."""
@@ -153,8 +171,9 @@ class FileTokenizer(Tokenizer):
         return dict(self._tokens)
 
     def about(self) -> dict[str, Any]:
-        """The token map's digest, and the file's: ids depend on its merges and normalizers, too."""
-        return {**super().about(), "sha256": hashlib.sha256(self._content.encode()).hexdigest()}
+        """The token map's digest, the file's (ids depend on its merges and normalizers), and what surrounds a text."""
+        ends = {"bos_id": self.bos_id, "eos_id": self.eos_id}
+        return {**super().about(), "sha256": hashlib.sha256(self._content.encode()).hexdigest(), **ends}
 
     def save(self, folder: str | Path) -> None:
         """Writes both files, as they were read."""
@@ -171,7 +190,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a run's folder, or of one in the layout of the Hugging Face hub.
 
     Which tokens are special is read from ``tokenizer_config.json``, else from ``special_tokens_map.json``, else their
-    ids from ``config.json``. The byte tokenizer is known by its tokens and needs no library.
+    ids from ``config.json``, else from their spelling. The byte tokenizer is known by its tokens and needs no library.
 
     Raises:
       UserError: there is no ``tokenizer.json``, or a file cannot be read.
@@ -190,11 +209,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     settings = {name: _read(folder / name) for name in (SETTINGS, "special_tokens_map.json", "config.json")}
     tokens = {token["id"]: token["content"] for token in content.get("added_tokens") or ()}
     found = dict(settings[SETTINGS])
-    for name in ("bos_token", "eos_token", "pad_token"):
+    for name, spelled in _SPECIAL.items():
         index = settings["config.json"].get(f"{name}_id")
         index = index[0] if isinstance(index, list) and index else index
         if name not in found:
-            found[name] = settings["special_tokens_map.json"].get(name, tokens.get(index))
+            known = tokens.get(index, spelled if spelled in tokens.values() else None)
+            found[name] = settings["special_tokens_map.json"].get(name, known)
     return FileTokenizer((folder / FILE).read_text(encoding="utf-8"), found)
 
 

@@ -44,6 +44,11 @@ class Tokenizer(abc.ABC):
         """What fills up rows elsewhere; here padding is ``segment_ids`` 0, whatever the token."""
         return None
 
+    @property
+    def mask_id(self) -> int | None:
+        """What masked language models see in the place of a hidden token; None: it has none."""
+        return None
+
     @abc.abstractmethod
     def encode(self, text: Text, *, bos: bool = False, eos: bool = False) -> np.ndarray:
         """``[T]`` int32 ids of ``text``, between ``bos_id`` and ``eos_id`` where they are asked for and exist.

@@ -10,6 +10,8 @@ The report is a mapping; every key is optional but ``models``' ``name``, and wha
         name: str
         reference: bool; the row does not compete for the best value
         accuracy, validation_accuracy: float in 0 to 1; share of the test and validation rows whose class is found
+        masked_accuracy: float in 0 to 1; share of hidden tokens of validation text that are found
+        masked_bits: float; cross-entropy of a hidden token, bits
         tokens: int; seen in training, by a stage's model in this stage alone
         seconds: float; wall time of that training, compiling included
         bits_per_byte, kl_bits: float; validation text, and KL(teacher || model) in bits per token
@@ -122,6 +124,8 @@ def results_table(models: Sequence[Mapping[str, Any]]) -> Table:
         models,
         Column("accuracy", "Test accuracy", "%", percent, "higher"),
         Column("validation_accuracy", "Validation accuracy", "%", percent, "higher"),
+        Column("masked_accuracy", "Hidden tokens found", "%", percent, "higher"),
+        Column("masked_bits", "Hidden tokens", "bits/token", ".3f", "lower"),
         Column("parameters", "Parameters", "", count),
         Column("tokens", "Trained on", "tokens", count),
         Column("seconds", "Time", "", duration),

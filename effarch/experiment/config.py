@@ -31,13 +31,18 @@ class LoopConfig(Config):
     profile: ProfileConfig = ProfileConfig()
 
 
-class RunConfig(LoopConfig):
+class TextConfig(LoopConfig):
     """What every run on text has."""
 
     cache_dir: str = pydantic.Field("runs/data", description="folder of prepared data")
     seq_len: int = pydantic.Field(512, gt=1, description="tokens per row")
     processes: ProcessesConfig = ProcessesConfig()
     data: DataConfig = DataConfig()
+
+
+class RunConfig(TextConfig):
+    """What every run of a language model has."""
+
     eval: EvalConfig = EvalConfig()
 
 

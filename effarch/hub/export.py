@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from effarch.config import Config, UserError, did_you_mean
-from effarch.hub.families import WRITTEN, Written, effarch, written_for
+from effarch.hub.families import WRITTEN, Written, effarch, effarch_encoder, written_for
 from effarch.hub.fields import Fields
 from effarch.hub.folder import CONFIG
-from effarch.hub.write import save_lm
+from effarch.hub.write import save_encoder, save_lm
+from effarch.models.encoder import Encoder
 from effarch.models.lm import LM, LMConfig
 
 FORMATS = ("auto", *WRITTEN)
@@ -115,12 +116,31 @@ def files_beside(folder: str | Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if path.is_file()}
 
 
-def export_run(folder: str | Path, lm: LM, *, card: str | None = None) -> Path:
+def export_encoder(
+    folder: str | Path,
+    encoder: Encoder,
+    *,
+    files: Mapping[str, str | bytes] | None = None,
+    card: str | None = None,
+) -> str:
+    """Writes an encoder, whatever stands on it, in our own format (:mod:`effarch.hub.families.effarch_encoder`).
+
+    Arguments, result and errors as :func:`export_lm`.
+    """
+    config = effarch_encoder.export(encoder.config)
+    save_encoder(folder, encoder, config, files={**(files or {}), **({} if card is None else {CARD: card})})
+    return config["model_type"]
+
+
+def export_run(folder: str | Path, model: LM | Encoder, *, card: str | None = None) -> Path:
     """Writes ``export`` in the folder of a run, in the place of an older one, with the run's tokenizer.
 
     Arguments as for :func:`export_lm`.
     """
-    target = Path(folder) / "export"
+    target, files = Path(folder) / "export", files_beside(folder)
     shutil.rmtree(target, ignore_errors=True)
-    export_lm(target, lm, files=files_beside(folder), card=card)
+    if isinstance(model, LM):
+        export_lm(target, model, files=files, card=card)
+    else:
+        export_encoder(target, model, files=files, card=card)
     return target

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from effarch.config import UserError
-from effarch.hub.families import family, model_type
+from effarch.hub.families import encoder_family, family, model_type
 from effarch.hub.folder import CONFIG, INDEX, SINGLE
 from effarch.hub.parameters import names_of, written
+from effarch.models.encoder import Encoder
 from effarch.models.lm import LM
 
 SHARD_BYTES = 5 * 10**9  # as transformers has it
@@ -108,3 +109,12 @@ def save_lm(
     found = family(model_type(config, CONFIG), CONFIG)
     names = names_of(jax.eval_shape(lambda: lm))
     return write_checkpoint(folder, config, written(lm, found.rules(lm.config, names)), files=files)
+
+
+def save_encoder(
+    folder: str | Path, encoder: Encoder, config: Mapping[str, Any], *, files: Mapping[str, str | bytes] | None = None
+) -> Path:
+    """Writes an encoder, whatever stands on it, in the format of ``config["model_type"]``; as :func:`save_lm`."""
+    found = encoder_family(model_type(config, CONFIG), CONFIG)
+    names = names_of(jax.eval_shape(lambda: encoder))
+    return write_checkpoint(folder, config, written(encoder, found.rules(encoder.config, names)), files=files)

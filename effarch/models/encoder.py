@@ -121,7 +121,7 @@ class Encoder(nnx.Module):
         self,
         inputs: Array,
         *,
-        mask: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
         form: str = "chunkwise",
     ) -> tuple[Float[Array, "B T D"], Context]:
@@ -130,6 +130,8 @@ class Encoder(nnx.Module):
         batch, time, dim = x.shape
         if time > self.config.input.tokens:
             raise ValueError(f"inputs: expected at most {self.config.input.tokens} tokens a row, got {time}")
+        if mask is not None and mask.dtype != bool and self.class_token is not None:
+            raise ValueError("mask: expected true and false, for a class token stands for one text a row, got numbers")
         if token_types is not None and self.token_types is None:
             raise ValueError("token_types: expected none, for the encoder has no embedding of them")
         if self.token_types is not None:  # a text without them is all of the first
@@ -156,7 +158,7 @@ class Encoder(nnx.Module):
         self,
         inputs: Array,
         *,
-        mask: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
         form: str = "chunkwise",
         taps: tuple[str, ...] = (),
@@ -164,8 +166,9 @@ class Encoder(nnx.Module):
         """Hidden states after the last norm, without a state; with a class token one more than the input has tokens.
 
         Args:
-          inputs: as the config's ``input`` says. mask: true at tokens, false at padding; None: no padding. Positions
-            are counted from the first token. token_types: of each token, below ``input.token_types``; None: all 0.
+          inputs: as the config's ``input`` says. mask: true at tokens, false at padding; None: no padding. Or the
+            numbers of the texts that a row is packed with, 0 at padding: each is read by itself. Positions are counted
+            from a text's first token. token_types: of each token, below ``input.token_types``; None: all 0.
           form: "chunkwise", "recurrent" or "parallel".
           taps: names of :data:`effarch.models.block.TAPS` to return for every layer.
 

@@ -4,7 +4,7 @@ The head is ``logits_t = E norm(act(W x_t + b)) + c``, E the embedding's table.
 """
 
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,11 @@ class MaskedLMConfig(EncoderConfig):
 
     activation: Literal["gelu", "gelu_tanh", "relu"] = pydantic.Field("gelu", description="of the head's layer")
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return cast(Ids, self.input).vocab_size
+
     @pydantic.model_validator(mode="after")
     def _of_ids(self) -> Self:
         if not isinstance(self.input, Ids):
@@ -40,6 +45,8 @@ class MaskedLMConfig(EncoderConfig):
 
 class MaskedLM(Encoder):
     """A masked language model."""
+
+    config: MaskedLMConfig
 
     def __init__(self, config: MaskedLMConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, rngs=rngs)
@@ -62,7 +69,7 @@ class MaskedLM(Encoder):
         self,
         inputs: Int[Array, "B T"],
         *,
-        mask: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T"] | Int[Array, "B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
         form: str = "chunkwise",
     ) -> Float[Array, "B T vocab"]:

@@ -11,6 +11,7 @@ import effarch.training.lora  # noqa: F401  (registers)
 from effarch.config import Config, UserError
 from effarch.models.classifier import Classifier, ClassifierConfig, make_classifier
 from effarch.models.lm import LM, LMConfig, make_lm
+from effarch.models.masked_lm import MaskedLM, MaskedLMConfig, make_masked_lm
 from effarch.training.checkpoint import read_metadata, restore_params
 from effarch.training.trainable import trains_of
 
@@ -30,6 +31,11 @@ def load_lm(folder: str | Path, step: int | None = None) -> LM:
 def load_classifier(folder: str | Path, step: int | None = None) -> Classifier:
     """The classifier of a run; as :func:`load_lm`."""
     return _load(folder, step, "classifier", "classifier", ClassifierConfig, make_classifier)
+
+
+def load_masked_lm(folder: str | Path, step: int | None = None) -> MaskedLM:
+    """The masked language model of a run; as :func:`load_lm`."""
+    return _load(folder, step, "masked_lm", "masked language model", MaskedLMConfig, make_masked_lm)
 
 
 def _load(folder: str | Path, step: int | None, key: str, what: str, schema: type[C], make: Callable[[C], M]) -> M:

@@ -57,6 +57,19 @@ def test_words_are_tokens_and_nothing_is_cut(llama: FileTokenizer):
     assert (llama.bos_id, llama.eos_id, llama.pad_id, llama.stop_tokens) == (1, 2, None, (2,))
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_an_encoders_marks_surround_its_texts(tmp_path, said):
+    """BERT's folders name them, older ones only hold them; no language model misses what it does not use."""
+    tokenizer = load_tokenizer(made.wordpiece(tmp_path / "bert", said=said))
+    tokens = tokenizer.token_map()
+    ids = tokenizer.encode("the cats [MASK] sat", bos=True, eos=True).tolist()
+    assert [tokens[i] for i in ids[:3]] == ["[CLS]", "the", "cat"] and tokens[ids[-1]] == "[SEP]"
+    assert (tokens[tokenizer.mask_id], tokens[tokenizer.pad_id]) == ("[MASK]", "[PAD]")
+    assert tokenizer.mask_id not in ids and tokenizer.decode(ids[:4]) == "the cats"
+    content, settings = (tmp_path / "bert" / "tokenizer.json").read_text(), {"mask_token": "<mask>"}
+    assert FileTokenizer(content, settings).mask_id is None and ByteTokenizer().mask_id is None
+
+
 def test_a_continuation_keeps_its_space(tokenizer):
     whole = "the cat ran"
     prompt = tokenizer.encode("the cat", bos=True).tolist()

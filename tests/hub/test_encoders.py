@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 from effarch.config import UserError
-from effarch.hub import load_encoder, load_lm, read_encoder_config, write_checkpoint
+from effarch.hub import export_encoder, load_encoder, load_lm, read_encoder_config, write_checkpoint
 from effarch.hub.families import encoder_family
 from effarch.hub.parameters import names_of, written
 from effarch.models.classifier import Classifier
 from effarch.models.masked_lm import MaskedLM
 from tests.hub import encoders
+from tests.models.tiny import same_bits
 from tests.tolerances import TOL, assert_close
 
 FAST = {"xla_backend_optimization_level": 0}  # compiling is what these tests spend their time on
@@ -65,6 +66,17 @@ def test_they_give_the_answers_of_transformers(name, loaded):
         real = asked["mask"][..., None] if "mask" in asked and value.ndim > 2 else 1
         assert np.linalg.norm(value * real) > 1
         assert_close(mine * real, value * real, TOL.f32_forward, key)
+
+
+@cases
+def test_it_goes_out_in_our_format_to_the_bit(name, loaded, tmp_path):
+    graph, variables = loaded(name)
+    model = nnx.merge(graph, variables)
+    assert export_encoder(tmp_path / "out", model, card="# Card") == "effarch_encoder"
+    back = load_encoder(tmp_path / "out")
+    assert type(back) is type(model) and back.config == model.config
+    assert same_bits(nnx.split(back)[1], variables)
+    assert (tmp_path / "out" / "README.md").read_text() == "# Card"
 
 
 def test_padding_on_the_left_is_padding_on_the_right(loaded):
@@ -138,7 +150,7 @@ def test_files_as_they_are_on_the_hub(tmp_path, loaded):
         (
             "bert",
             {"model_type": "brt"},
-            r"expected an encoder \(bert, roberta, vit\), got 'brt'; did you mean \"bert\"",
+            r"expected an encoder \(bert, effarch_encoder, roberta, vit\), got 'brt'; did you mean \"bert\"",
         ),
         ("bert", {"vocab_size": 49}, r"word_embeddings.weight: expected shape \[49, 32\], got \[48, 32\]"),
         ("bert_masked", {"tie_word_embeddings": False}, "tie_word_embeddings: expected True, got False"),

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
 from effarch.config import main
-from effarch.hub import write_checkpoint
+from effarch.hub import load_encoder, write_checkpoint
 from effarch.hub.families import vit
 from effarch.hub.parameters import names_of, written
 from effarch.models.classifier import Classifier
 from effarch.training.load import load_classifier
-from train.class_results import ClassResults
+from tests.models.tiny import same_bits
 from train.distill_classifier import DistillClassifierConfig, run
+from train.encoder_results import EncoderResults
 
 pytest.importorskip("sklearn", reason="needs the extra `images`")
 
@@ -79,10 +81,11 @@ def test_from_end_to_end(tmp_path, capsys, monkeypatch):
     assert [line["step"] for line in lines] == list(range(1, 81))
     student = load_classifier(folder)
     assert student.config.pattern[0].mixer.length == 5  # four patches and the class token
+    assert same_bits(nnx.split(load_encoder(folder / "export"))[1], nnx.split(student)[1])  # what goes out is it
 
     # With its teacher as a ViT of the hub, and stopped between the stages: the same student.
     elsewhere = f"teacher.path={as_vit(load_classifier(folder / 'teacher'), tmp_path / 'vit')}"
-    measure = ClassResults.measure
+    measure = EncoderResults.measure
 
     def then_stop(self, name, model):
         measure(self, name, model)
@@ -90,7 +93,7 @@ def test_from_end_to_end(tmp_path, capsys, monkeypatch):
             raise RuntimeError("between the stages")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ClassResults, "measure", then_stop)
+        patched.setattr(EncoderResults, "measure", then_stop)
         with pytest.raises(RuntimeError, match="between the stages"):
             command(tmp_path, "stopped", elsewhere)
     assert command(tmp_path, "stopped", elsewhere, "checkpoint.resume=true") == 0

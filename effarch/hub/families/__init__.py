@@ -41,7 +41,7 @@ _FAMILIES = {
 }
 
 #: model_type of an encoder -> module
-_ENCODERS = {"bert": "bert", "roberta": "roberta", "vit": "vit"}
+_ENCODERS = {"bert": "bert", "effarch_encoder": "effarch_encoder", "roberta": "roberta", "vit": "vit"}
 
 #: library -> modules of the families that are written for it
 WRITTEN = {

@@ -3,6 +3,7 @@
 ``config.json`` holds ``"model_type": "effarch"``, ``"format_version": 1`` and, under ``"model"``, the model's config as
 JSON. A tensor is called as our variable, layers counted from 0 however the stack holds them
 (``layers.3.mixer.qkv.q.kernel``), and has its shape; what is not trained (fixed decays, random features) is there, too.
+Encoders: ``effarch_encoder``.
 """
 
 from collections.abc import Mapping
