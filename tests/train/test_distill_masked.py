@@ -26,9 +26,12 @@ from train.distill_masked import DistillMaskedConfig, run
 from train.encoder_results import EncoderResults
 from train.teacher import prepare_for
 
-MODEL = """{input: {type: ids, vocab_size: 264, length: 48, token_types: 2}, dim: 32, num_layers: 2, positions: learned,
-norm_after: true, embed_norm: true, pool: first, norm_eps: 1.0e-12, activation: gelu_tanh, pattern: [{channel: {type: gelu_mlp, hidden: 48},
-mixer: {type: encoder_attention, num_heads: 2, num_kv_heads: 2, head_dim: 16}}]}"""
+ATTENTION = "{type: encoder_attention, num_heads: 2, num_kv_heads: 2, head_dim: 16}"
+MODEL = (
+    "{input: {type: ids, vocab_size: 264, length: 48, token_types: 2}, dim: 32, num_layers: 2, positions: learned, "
+    "norm_after: true, embed_norm: true, pool: first, norm_eps: 1.0e-12, activation: gelu_tanh, "
+    f"pattern: [{{mixer: {ATTENTION}, channel: {{type: gelu_mlp, hidden: 48}}}}]}}"
+)
 
 
 def words(root: Path, files: str, name: str, *more: str) -> list[str]:
@@ -43,7 +46,7 @@ def words(root: Path, files: str, name: str, *more: str) -> list[str]:
         "seq_len=48",
         "eval.rows=32",
         "masking.fraction=0.3",
-        f"teacher.model={' '.join(MODEL.split())}",
+        f"teacher.model={MODEL}",
         "teacher.steps=600",
         "teacher.optimizer={learning_rate: 4.0e-3, warmup_steps: 20}",
         "student.mixer={type: bidirectional, inner: retnet}",
