@@ -3,7 +3,7 @@
 Parameters and activations lie as the one table of rules says (:mod:`effarch.parallel.rules`).
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,18 @@ import pytest
 from flax import nnx
 
 from effarch import axes, registry
-from effarch.distill.objectives import next_token
+from effarch.distill.objectives import classification, next_token
+from effarch.models.classifier import ClassifierConfig, make_classifier
+from effarch.models.inputs import Ids
 from effarch.parallel.mesh import MeshConfig, make_mesh
 from effarch.parallel.rules import make_rules
 from effarch.parallel.sharding import put_batch, variable_shardings
 from tests.models import tiny
 from tests.tolerances import TOL, assert_close
 
-B, T = 8, 32
-CAUSAL = [name for name, cls in registry.configs("mixer").items() if cls.tiny()[0].causal]
+B, T, VOCAB = 8, 32, 64
+MIXERS = registry.configs("mixer")
+CAUSAL = [name for name, cls in MIXERS.items() if cls.tiny()[0].causal]
 #: A ring and a recurrence; the others in `slow`, as other meshes are.
 BY_DEFAULT = ("softmax_attention", "gated_deltanet")
 MESHES = {
@@ -34,20 +37,44 @@ MESHES = {
 }
 
 
-def cases():
-    for name in CAUSAL:
+def cases(names):
+    for name in names:
         for mesh in MESHES:
             slow = name not in BY_DEFAULT or mesh != "data tensor context"
-            yield pytest.param(name, mesh, id=f"{name} {mesh}", marks=[pytest.mark.slow] if slow else [])
+            marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
+            yield pytest.param(name, mesh, id=f"{name} {mesh}", marks=marks)
 
 
-def batch():
+def ids():
     """Rows of two documents and padding, ended where no device ends."""
-    ids = np.ones((B, T), np.int32)
-    ids[:, 13:] = 2
-    ids[::2, T - 5 :] = 0
-    tokens = np.asarray(tiny.tokens(B, T))
-    return {"tokens": tokens, "segment_ids": ids, "loss_mask": (ids > 0).astype(np.float32)}
+    found = np.ones((B, T), np.int32)
+    found[:, 13:] = 2
+    found[::2, T - 5 :] = 0
+    return found
+
+
+@lru_cache(1)
+def subject(name):
+    """Graph, parameters, loss and rows of a language model, or of a classifier where the mixer looks ahead."""
+    if name in CAUSAL:
+        graph, params = tiny.split(tiny.config(name, layers=2).replace(vocab_size=VOCAB))
+        tokens, documents = np.asarray(tiny.tokens(B, T)), ids()
+        rows = {"tokens": tokens, "segment_ids": documents, "loss_mask": (documents > 0).astype(np.float32)}
+        return graph, jax.tree.map(np.asarray, params), next_token, rows
+    mixer, dim = MIXERS[name].tiny()
+    time = mixer.length if mixer.fixed_length else T
+    block = tiny.block(name).replace(channel=registry.get("channel", "gelu_mlp")(hidden=48))
+    config = ClassifierConfig(
+        input=Ids(vocab_size=VOCAB, length=time), classes=4, dim=dim, num_layers=2, pattern=(block,)
+    )
+    graph, params, fixed = nnx.split(jax.jit(partial(make_classifier, config))(), nnx.Param, ...)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: np.asarray(x + 0.15 * rng.normal(size=x.shape), x.dtype), params)
+    rows = {"inputs": np.asarray(tiny.tokens(B, time)), "labels": np.arange(B, dtype=np.int32) % 4}
+    rows |= {"weights": np.arange(B, dtype=np.float32)}
+    if mixer.packed:
+        rows["mask"] = ids()[:, :time] > 0
+    return graph, nnx.merge_state(params, jax.tree.map(np.asarray, fixed)), classification, rows
 
 
 def rules_on(mesh: MeshConfig, name: str) -> axes.Rules:
@@ -57,13 +84,13 @@ def rules_on(mesh: MeshConfig, name: str) -> axes.Rules:
     return axes.Rules(table.mesh, tuple((axis, None if axis == "time" else over) for axis, over in table.table))
 
 
-def step(graph, table, params, rows):
+def step(graph, loss_of, table, params, rows):
     """Loss and gradients of the trained variables."""
     with axes.rules(table):
         trained, fixed = nnx.split_state(params, nnx.Param, ...)
 
         def loss(trained):
-            total, weight, _ = next_token(graph)(trained, fixed, rows, None)
+            total, weight, _ = loss_of(graph)(trained, fixed, rows, None)
             return total / weight
 
         return jax.value_and_grad(loss)(trained)
@@ -82,28 +109,39 @@ def decode(graph, table, params, tokens):
         return jnp.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize(("name", "mesh"), list(cases()))
+fast = partial(jax.jit, compiler_options=tiny.FAST)
+
+
+@lru_cache(1)
+def step_on_one(name):
+    """What one device finds."""
+    graph, params, loss, rows = subject(name)
+    return jax.tree.map(np.asarray, fast(partial(step, graph, loss, None))(params, rows))
+
+
+@lru_cache(1)
+def decoded_on_one(name):
+    graph, params, _, rows = subject(name)
+    return np.asarray(fast(partial(decode, graph, None))(params, rows["tokens"]))
+
+
+@pytest.mark.parametrize(("name", "mesh"), list(cases(MIXERS)))
 def test_eight_devices_are_one(name, mesh):
-    graph, params = tiny.split(tiny.config(name, layers=2).replace(vocab_size=64))
-    rows, table = batch(), rules_on(MESHES[mesh], name)
-    fast = partial(jax.jit, compiler_options=tiny.FAST)
-    params = jax.tree.map(np.asarray, params)
-    value, gradients = fast(partial(step, graph, None))(params, rows)
+    graph, params, loss, rows = subject(name)
+    table = rules_on(MESHES[mesh], name)
+    value, gradients = step_on_one(name)
     placed = jax.device_put(params, variable_shardings(params, table))
-    split, split_gradients = fast(partial(step, graph, table))(placed, put_batch(rows, table))
+    split, split_gradients = fast(partial(step, graph, loss, table))(placed, put_batch(rows, table))
     assert_close(split, value, TOL.f32_forward)
     for (path, x), y in zip(jax.tree.leaves_with_path(split_gradients), jax.tree.leaves(gradients), strict=True):
-        size = np.linalg.norm(np.asarray(y))
-        assert_close(np.asarray(x), np.asarray(y), TOL.f32_grad, jax.tree_util.keystr(path), floor=1e-3 * size)
+        size = np.linalg.norm(y)
+        assert_close(np.asarray(x), y, TOL.f32_grad, jax.tree_util.keystr(path), floor=1e-3 * size)
 
 
-@pytest.mark.parametrize(("name", "mesh"), list(cases()))
+@pytest.mark.parametrize(("name", "mesh"), list(cases(CAUSAL)))
 def test_decoding_on_eight_devices_is_decoding_on_one(name, mesh):
-    graph, params = tiny.split(tiny.config(name, layers=2).replace(vocab_size=64))
-    table = rules_on(MESHES[mesh], name)
-    fast = partial(jax.jit, compiler_options=tiny.FAST)
-    params, tokens = jax.tree.map(np.asarray, params), batch()["tokens"]
-    one = fast(partial(decode, graph, None))(params, tokens)
+    graph, params, _, rows = subject(name)
+    table, tokens = rules_on(MESHES[mesh], name), rows["tokens"]
     placed = jax.device_put(params, variable_shardings(params, table))
     split = fast(partial(decode, graph, table))(placed, put_batch({"tokens": tokens}, table)["tokens"])
-    assert_close(np.asarray(split), np.asarray(one), TOL.f32_forward)
+    assert_close(np.asarray(split), decoded_on_one(name), TOL.f32_forward)
