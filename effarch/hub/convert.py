@@ -1,7 +1,7 @@
 """``effarch convert``: the model of a run or of a checkpoint into a new folder, in a format of your choice."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,17 @@ import pydantic
 from flax import nnx
 
 from effarch.config import Config, UserError
-from effarch.hub.export import export_lm, files_beside
-from effarch.hub.folder import CONFIG
+from effarch.hub.encoders import load_encoder
+from effarch.hub.export import export_encoder, export_lm, files_beside
+from effarch.hub.families import is_encoder, model_type
+from effarch.hub.folder import CONFIG, read_config
 from effarch.hub.load import load_lm
 from effarch.hub.locate import locate
+from effarch.models.encoder import Encoder
 from effarch.models.lm import LM, parameter_count
 from effarch.training import load as runs
+
+M = TypeVar("M", bound=LM | Encoder)
 
 
 class ConvertConfig(Config):
@@ -48,20 +53,36 @@ def _is_checkpoint(path: Path) -> bool:
     return path.name == CONFIG or path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
-def with_param_dtype(lm: LM, dtype: str) -> LM:
+def load_model(source: str | Path) -> LM | Encoder:
+    """:func:`load_any`, or an encoder from such a place."""
+    path = locate(source)
+    if (path / "checkpoints").is_dir():
+        return runs.load_model(path)
+    if (path / CONFIG).is_file() and is_encoder(model_type(read_config(path), str(path / CONFIG))):
+        return load_encoder(path)
+    return load_any(path)
+
+
+def with_param_dtype(lm: M, dtype: str) -> M:
     """The model with its parameters in ``dtype``; its config says so."""
     graph, params, rest = nnx.split(lm, nnx.Param, ...)
     params = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params))(params)
     copy = nnx.merge(graph, params, rest)
-    copy.config = lm.config.replace(param_dtype=dtype)
+    copy.config = lm.config.replace(param_dtype=dtype)  # ty: ignore[invalid-assignment]
     return copy
 
 
 def convert(config: ConvertConfig) -> int:
     """``effarch convert SOURCE TARGET``."""
     source = locate(config.source)
-    lm = load_any(source)
-    lm = lm if config.dtype is None else with_param_dtype(lm, config.dtype)
-    written = export_lm(config.target, lm, format=config.format, files=files_beside(source))
-    print(f"{config.target}: {written}, {parameter_count(lm):,} parameters in {lm.config.param_dtype}")
+    model = load_model(source)
+    model = model if config.dtype is None else with_param_dtype(model, config.dtype)
+    files = files_beside(source)
+    if isinstance(model, LM):
+        written = export_lm(config.target, model, format=config.format, files=files)
+    elif config.format in ("auto", "effarch"):
+        written = export_encoder(config.target, model, files=files)
+    else:
+        raise UserError(f"format: expected auto or effarch, for encoders go out in no other, got {config.format!r}")
+    print(f"{config.target}: {written}, {parameter_count(model):,} parameters in {model.config.param_dtype}")
     return 0

@@ -38,6 +38,20 @@ def load_masked_lm(folder: str | Path, step: int | None = None) -> MaskedLM:
     return _load(folder, step, "masked_lm", "masked language model", MaskedLMConfig, make_masked_lm)
 
 
+#: What a checkpoint's metadata calls a model -> how it is read.
+_READ: dict[str, Callable[..., LM | Classifier | MaskedLM]] = {
+    "model": load_lm,
+    "classifier": load_classifier,
+    "masked_lm": load_masked_lm,
+}
+
+
+def load_model(folder: str | Path) -> LM | Classifier | MaskedLM:
+    """The model of a run, whichever it is; errors as :func:`load_lm`."""
+    metadata = read_metadata(folder, None)[1] if Path(folder).is_dir() else {}
+    return next((read for key, read in _READ.items() if key in metadata), load_lm)(folder)
+
+
 def _load(folder: str | Path, step: int | None, key: str, what: str, schema: type[C], make: Callable[[C], M]) -> M:
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: expected the folder of a run, found none")

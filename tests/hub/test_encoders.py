@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from effarch import cli
 from effarch.config import UserError
 from effarch.hub import export_encoder, load_encoder, load_lm, read_encoder_config, write_checkpoint
 from effarch.hub.families import encoder_family
@@ -77,6 +78,16 @@ def test_it_goes_out_in_our_format_to_the_bit(name, loaded, tmp_path):
     assert type(back) is type(model) and back.config == model.config
     assert same_bits(nnx.split(back)[1], variables)
     assert (tmp_path / "out" / "README.md").read_text() == "# Card"
+
+
+def test_it_is_converted_by_the_command(tmp_path, capsys):
+    folder = write(tmp_path / "bert", "bert_masked")
+    assert cli.run(["convert", str(folder), str(tmp_path / "out")]) == 0
+    assert "effarch_encoder" in capsys.readouterr().out
+    pair = [nnx.split(load_encoder(path))[1] for path in (folder, tmp_path / "out")]
+    assert same_bits(*pair)
+    assert cli.run(["convert", str(folder), str(tmp_path / "no"), "format=fla"]) == 2
+    assert "format: expected auto or effarch, for encoders" in capsys.readouterr().err
 
 
 def test_padding_on_the_left_is_padding_on_the_right(loaded):

@@ -96,6 +96,11 @@ def family(model_type: str, where: str) -> Family:
     return cast(Family, importlib.import_module(f"effarch.hub.families.{_FAMILIES[model_type]}"))
 
 
+def is_encoder(model_type: str) -> bool:
+    """Whether a model type is that of an encoder."""
+    return model_type in _ENCODERS
+
+
 def encoder_family(model_type: str, where: str) -> EncoderFamily:
     """The format of an encoder's model type. Raises ``UserError`` where there is none of that name."""
     if model_type not in _ENCODERS:
