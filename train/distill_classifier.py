@@ -24,6 +24,7 @@ from effarch.distill.transfer import EncoderStudentConfig, student_config, trans
 from effarch.eval.scores import accuracy, class_distance
 from effarch.experiment.abstractly import abstractly
 from effarch.experiment.config import LoopConfig
+from effarch.experiment.distill import ScratchConfig
 from effarch.experiment.phases import stage_phase
 from effarch.hub.export import export_run
 from effarch.mixers.encoder_attention import EncoderAttention
@@ -61,20 +62,13 @@ class EncoderTeacherConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
-class EncoderScratchConfig(Config):
-    """The same student without a teacher, for as many updates: what distillation is compared with."""
-
-    train: bool = pydantic.Field(True, description="whether to train it")
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-
 class DistillClassifierConfig(LoopConfig):
     """A distillation of a classifier."""
 
     data: ImagesChoice = pydantic.Field(Digits(), description="images and their split")
     teacher: EncoderTeacherConfig = EncoderTeacherConfig()
     student: EncoderStudentConfig = EncoderStudentConfig()
-    scratch: EncoderScratchConfig = EncoderScratchConfig()
+    scratch: ScratchConfig = ScratchConfig()
     stages: Annotated[tuple[EncoderStageChoice, ...], pydantic.Field(min_length=1)] = (AlignEncoder(), ClassLogits())
 
     def alone(self, name: str, model: ClassifierConfig, steps: int, optimizer: OptimizerConfig) -> ClassifyConfig:
@@ -172,7 +166,7 @@ def _run(
         kl, agreement = class_distance(model, teacher, sets.test.in_order(size))
         return row | {"kl_bits": kl, "agreement": agreement}
 
-    results = EncoderResults(opened.folder, score)
+    results = EncoderResults(opened.folder, score, stop)
     teacher = open_teacher(config, sets, stop)
     results.measure("teacher", teacher)
     if config.scratch.train:

@@ -26,6 +26,7 @@ from effarch.distill.plan import Planned, plan
 from effarch.distill.transfer import EncoderStudentConfig, student_config, transfer
 from effarch.eval.masked import masked_scores
 from effarch.experiment.abstractly import abstractly
+from effarch.experiment.distill import ScratchConfig
 from effarch.experiment.phases import stage_phase
 from effarch.hub.export import export_run
 from effarch.models.lm import parameter_count
@@ -41,14 +42,8 @@ from effarch.training.run import Run, open_run
 from train.alone import attended
 from train.encoder_results import EncoderResults
 from train.encoder_teacher import Kind, checkpoint_folder
-from train.pretrain_masked import (
-    BERT,
-    MaskedConfig,
-    PretrainMaskedConfig,
-    masked_metadata,
-    masking_for,
-    pretrain_masked,
-)
+from train.loop import metadata
+from train.pretrain_masked import BERT, MaskedConfig, PretrainMaskedConfig, masking_for, pretrain_masked
 from train.stages import run_stages
 from train.teacher import prepare_for
 
@@ -68,19 +63,12 @@ class MaskedTeacherConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
-class MaskedScratchConfig(Config):
-    """The same student without a teacher, for as many updates: what distillation is compared with."""
-
-    train: bool = pydantic.Field(True, description="whether to train it")
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-
 class DistillMaskedConfig(MaskedConfig):
     """A distillation of a masked language model."""
 
     teacher: MaskedTeacherConfig = MaskedTeacherConfig()
     student: EncoderStudentConfig = EncoderStudentConfig()
-    scratch: MaskedScratchConfig = MaskedScratchConfig()
+    scratch: ScratchConfig = ScratchConfig()
     tokens: int | None = pydantic.Field(
         None, gt=0, description="to train on, all stages together, by their shares; null: as many as their steps take"
     )
@@ -139,7 +127,7 @@ def distill(
         config.plan(),
         phase=phase,
         batches=lambda place: Batches(prepared.train, place.batch_size, config.seed),
-        about=lambda phase: masked_metadata(config, student.config, prepared, phase.trains),
+        about=lambda phase: metadata(config, student.config, prepared.tokenizer, phase.trains, "masked_lm"),
         measure=results.measure,
         rules=rules,
         stop=stop,

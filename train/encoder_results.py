@@ -27,9 +27,7 @@ class EncoderResults:
       stop: checked after every measurement.
     """
 
-    def __init__(
-        self, folder: Path, score: Callable[[Any, Any | None], Mapping[str, Any]], stop: StopSignal | None = None
-    ) -> None:
+    def __init__(self, folder: Path, score: Callable[[Any, Any | None], Mapping[str, Any]], stop: StopSignal) -> None:
         self.folder, self.score, self.stop = folder, score, stop
         self._file = folder / "results.json"
         self.rows: dict[str, dict[str, Any]] = on_first(
@@ -48,7 +46,7 @@ class EncoderResults:
             self._teacher = model
         if name not in self.rows:
             self.rows[name] = on_first(lambda: self._measured(name, model))
-        if self.stop is not None and any_of(self.stop.requested):
+        if any_of(self.stop.requested):
             raise Stopped(self.stop.exit_code or EXIT_SIGTERM)
 
     def _measured(self, name: str, model: Encoder) -> dict[str, Any]:

@@ -53,12 +53,17 @@ def resumed(
     return state, DataPosition(*at), note.get("seconds", 0.0)
 
 
-def metadata(config: Config, model: Config, tokenizer: Tokenizer, trains: Trains | None = None) -> dict[str, Any]:
-    """What a checkpoint says of itself: the resolved config, the model, what of it moves, versions, the tokenizer."""
+def metadata(
+    config: Config, model: Config, tokenizer: Tokenizer, trains: Trains | None = None, kind: str = "model"
+) -> dict[str, Any]:
+    """What a checkpoint says of itself: the resolved config, the model, what of it moves, versions, the tokenizer.
+
+    ``kind`` is what :mod:`effarch.training.load` knows the model by; "model" is a language model.
+    """
     return {
         "trains": (trains or All()).model_dump(mode="json"),
         "config": to_yaml(config),
-        "model": model.model_dump(mode="json"),
+        kind: model.model_dump(mode="json"),
         "versions": versions(),
         "tokenizer": tokenizer.about(),
     }

@@ -12,7 +12,7 @@ import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, UserError, main, to_yaml
+from effarch.config import Config, UserError, main
 from effarch.data.batches import Batches
 from effarch.data.masking import Masking, MaskingConfig
 from effarch.data.prepare import DataConfig, Prepared, prepare
@@ -34,9 +34,8 @@ from effarch.parallel.processes import first_before_others, of_this_process, on_
 from effarch.training.faults import StopSignal
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
 from effarch.training.phase import Phase
-from effarch.training.run import versions
-from effarch.training.trainable import All, Trains
 from train.alone import attended, train_alone
+from train.loop import metadata
 
 _BLOCK = BlockConfig(mixer=EncoderAttention(), channel=GeluMLP(approximate=False))
 BERT = MaskedLMConfig(
@@ -91,19 +90,6 @@ def masking_for(config: MaskedConfig, prepared: Prepared, model: MaskedLMConfig)
     return masking
 
 
-def masked_metadata(
-    config: MaskedConfig, model: MaskedLMConfig, prepared: Prepared, trains: Trains | None = None
-) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
-    return {
-        "trains": (trains or All()).model_dump(mode="json"),
-        "config": to_yaml(config),
-        "masked_lm": model.model_dump(mode="json"),
-        "versions": versions(),
-        "tokenizer": prepared.tokenizer.about(),
-    }
-
-
 def pretrain_masked(
     config: PretrainMaskedConfig, prepared: Prepared, *, stop: StopSignal, name: str = "train"
 ) -> MaskedLM:
@@ -128,7 +114,7 @@ def pretrain_masked(
         phase,
         make,
         batches=Batches(prepared.train, config.batch_size, config.seed),
-        about=masked_metadata(config, config.model, prepared),
+        about=metadata(config, config.model, prepared.tokenizer, kind="masked_lm"),
         stop=stop,
         begin=prepared.tokenizer.save,
     )

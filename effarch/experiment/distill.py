@@ -32,7 +32,7 @@ class TeacherConfig(Config):
 
 
 class ScratchConfig(Config):
-    """The same student without a teacher, on as many tokens: what distillation is compared with."""
+    """The same student without a teacher, on as much data: what distillation is compared with."""
 
     train: bool = pydantic.Field(True, description="whether to train it")
     optimizer: OptimizerConfig = OptimizerConfig()
