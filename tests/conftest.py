@@ -15,7 +15,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])  # what the user says comes last
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before anyone imports triton: its kernels run here as they are
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402 (reads the environment above)

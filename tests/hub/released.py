@@ -1,14 +1,14 @@
 """Models of flash-linear-attention as its own code has them: what is stored of them, and how it was made.
 
-A case is a config of ours. ``python -m tests.hub.released [name ...]``, with the extra ``oracles`` and Triton, writes
-``released/<name>.npz``: the names and shapes of their class for the ``config.json`` that we export, and its logits for
-tensors drawn by name (``tests.golden.whole.draw``). Their kernels run on the CPU in Triton's interpreter.
+A case is a config of ours. ``TRITON_INTERPRET=1 python -m tests.hub.released tests/hub/released [name ...]``, with the
+extra ``oracles`` and Triton, writes ``<name>.npz`` into the folder: the names and shapes of their class for the
+``config.json`` that we export, and its logits for tensors drawn by name (``tests.golden.whole.draw``). Their kernels
+run on the CPU in Triton's interpreter.
 """
 
 import dataclasses
 import importlib
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -71,9 +71,9 @@ class Stored:
     logits: np.ndarray
 
 
-def stored(name: str) -> Stored:
+def stored(name: str, folder: Path = FOLDER) -> Stored:
     """The file of a case, read."""
-    with np.load(FOLDER / f"{name}.npz") as found:
+    with np.load(folder / f"{name}.npz") as found:
         config, shapes = (json.loads(str(found[key])) for key in ("config", "shapes"))
         return Stored(config, {key: tuple(shape) for key, shape in shapes.items()}, found["logits"])
 
@@ -86,7 +86,6 @@ def theirs(config: dict):
 
 
 def _theirs(config: dict):
-    os.environ["TRITON_INTERPRET"] = "1"
     import torch
     from triton.runtime.autotuner import Autotuner
 
@@ -132,8 +131,8 @@ def make(name: str) -> Stored:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or CASES:
+    for name in sys.argv[2:] or CASES:
         made = make(name)
         texts = {key: json.dumps(value) for key, value in (("config", made.config), ("shapes", made.shapes))}
-        np.savez_compressed(FOLDER / f"{name}.npz", logits=made.logits, **texts)
+        np.savez_compressed(Path(sys.argv[1]) / f"{name}.npz", logits=made.logits, **texts)
         print(name, float(np.abs(made.logits).mean()))
