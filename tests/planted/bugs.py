@@ -530,6 +530,23 @@ BUGS = (
         "for scale in (q.log_scale,):",
         ("tests/ops/test_window_linear.py::test_one_normalised_sum[exp]",),
     ),
+    Bug(
+        "the head of a masked language model is taught where nothing is hidden",
+        "data/masking.py",
+        '"chosen": chosen.astype(jnp.float32),',
+        '"chosen": (documents > 0).astype(jnp.float32),',
+        (
+            "tests/data/test_masking.py::test_shares",
+            "tests/train/test_distill_masked.py::test_losses_are_of_hidden_tokens_alone",
+        ),
+    ),
+    Bug(
+        "texts packed into a row of an encoder see one another",
+        "models/encoder.py",
+        "ids, leading = None if mask is None else mask.astype(jnp.int32)",
+        "ids, leading = None if mask is None else (mask > 0).astype(jnp.int32)",
+        ("tests/train/test_distill_masked.py::test_losses_are_of_hidden_tokens_alone",),
+    ),
     # What it costs
     Bug(
         "scores of all pairs of tokens beside a recurrence, times zero",
