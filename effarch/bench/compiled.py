@@ -1,6 +1,7 @@
 """Figures of a compiled program: bytes it needs, loops, FLOPs of its matrix products, bytes it moves and sends.
 
-Loops are counted as often as they run, which a compiler's own cost analysis does not.
+Loops are counted as often as they run, which a compiler's own cost analysis does not; those whose length the data
+decides, as often as they are expected to (:mod:`effarch.ops.loops`).
 """
 
 import collections
@@ -21,6 +22,8 @@ _HARMLESS = {  # custom calls that multiply nothing
     "AsyncCollectiveStart",
     "ConcatBitcast",
     "GatherScatterIndicesBitpacked",
+    "PrepareAsyncCallDone",
+    "PrepareAsyncCallStart",
     "SPMDFullToShardShape",
     "SPMDShardToFullShape",
     "Sharding",
@@ -91,20 +94,21 @@ def counts(compiled: Any) -> Counts:
     tally = _Walk(module).of(module.entry)
     if tally.unknown:
         return Counts(None, None, None, tuple(sorted(tally.opaque)))
-    said = tuple(Collective(*key, *found) for key, found in sorted(tally.said.items()))
-    return Counts(dict(tally.flops), tally.traffic, tally.loops, tuple(sorted(tally.opaque)), said)
+    said = tuple(Collective(*key, *map(round, found)) for key, found in sorted(tally.said.items()))
+    flops = {name: round(count) for name, count in tally.flops.items()}
+    return Counts(flops, round(tally.traffic), round(tally.loops), tuple(sorted(tally.opaque)), said)
 
 
 @dataclasses.dataclass
 class _Tally:
-    flops: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    traffic: int = 0
-    loops: int = 0
+    flops: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    traffic: float = 0
+    loops: float = 0
     opaque: set[str] = dataclasses.field(default_factory=set)
-    said: dict[tuple, tuple[int, int]] = dataclasses.field(default_factory=dict)  # (kind, group): calls, bytes
+    said: dict[tuple, tuple[float, float]] = dataclasses.field(default_factory=dict)  # (kind, group): calls, bytes
     unknown: bool = False  # a loop ran an unknown number of times
 
-    def add(self, other: "_Tally", times: int = 1, *, moves: bool = True) -> None:
+    def add(self, other: "_Tally", times: float = 1, *, moves: bool = True) -> None:
         for name, count in other.flops.items():
             self.flops[name] += times * count
         self.traffic += times * other.traffic if moves else 0
@@ -114,7 +118,7 @@ class _Tally:
             self.say(key, times * count, times * size)
         self.unknown |= other.unknown
 
-    def say(self, key: tuple, count: int, size: int) -> None:
+    def say(self, key: tuple, count: float, size: float) -> None:
         before = self.said.get(key, (0, 0))
         self.said[key] = (before[0] + count, before[1] + size)
 

@@ -3,19 +3,24 @@
 import re
 
 from effarch.bench.hlo import Computation, Instruction, Module
+from effarch.ops.loops import EXPECTED
 
+_EXPECTED = re.compile(rf'op_name="[^"]*{EXPECTED}([\d.e+]+)\)*/while"')
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SAME = {"copy", "bitcast", "convert", "copy-start", "copy-done", "optimization-barrier"}  # a scalar passes unchanged
 
 
-def trip_count(module: Module, around: Computation, loop: Instruction) -> int | None:
+def trip_count(module: Module, around: Computation, loop: Instruction) -> int | float | None:
     """Iterations of the ``while`` instruction ``loop`` of ``around``; None where the text does not say.
 
     The compilers for CPU and GPU write the count beside the loop. Elsewhere a counter is compared with a bound that
-    stands in the condition or goes around unchanged, and the step is read off the body.
+    stands in the condition or goes around unchanged, and the step is read off the body. Of loops whose length the data
+    decides, what :func:`effarch.ops.loops.data_loop` was told to expect.
     """
     if known := _KNOWN.search(loop.rest):
         return int(known.group(1))
+    if expected := _EXPECTED.search(loop.rest):
+        return float(expected.group(1))
     called = loop.called()
     condition, body = module.computations.get(called.get("condition", "")), module.computations.get(called["body"])
     if condition is None or body is None:

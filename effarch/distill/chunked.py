@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
 from effarch.distill.buckets import sliced_nll, sliced_top_k_divergence
 from effarch.distill.losses import (
     LogitLoss,
@@ -238,14 +239,27 @@ def _over_chunks(
     for name, x in arrays.items():
         check_shape(name, x, (*mask.shape, *x.shape[2:]))
     batch, length = mask.shape
-    chunk = min(chunk, max(length, 1))
-    count = -(-length // chunk)
+    ways = _ways(length)  # every device takes chunks of its own tokens
+    local = length // ways
+    chunk = min(chunk, max(local, 1))
+    count = -(-local // chunk)
 
     def split(
         x: Array,
     ) -> Array:  # [B,T,...] -> [N,B,C,...]: slices of a carried whole would cost T per chunk in reverse
-        x = jnp.pad(x, ((0, 0), (0, count * chunk - length), *((0, 0) for _ in x.shape[2:])))
-        return jnp.moveaxis(x.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
+        rest = x.shape[2:]
+        if not rest:  # ids and masks are on every device; to shift them there exchanges nothing
+            x = axes.constrain(x, "batch", None)
+        x = axes.constrain(x, "batch", "time", *(None for _ in rest)).reshape(batch, ways, local, *rest)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, count * chunk - local), *((0, 0) for _ in rest)))
+        x = jnp.moveaxis(x.reshape(batch, ways, count, chunk, *rest), 2, 0)
+        return axes.constrain(
+            x.reshape(count, batch, ways * chunk, *rest), None, "batch", "time", *(None for _ in rest)
+        )
+
+    def join(x: Array) -> Array:  # [N,B,C] -> [B,T]
+        x = jnp.moveaxis(x.reshape(count, batch, ways, chunk), 0, 2).reshape(batch, ways, count * chunk)
+        return axes.constrain(x[:, :, :local].reshape(batch, length), "batch", "time")
 
     def step(_: None, x: dict[str, Array]) -> tuple[None, dict[str, Array]]:
         seen = x["mask"].astype(bool)
@@ -254,4 +268,11 @@ def _over_chunks(
     xs = {name: split(x) for name, x in arrays.items()} | {"mask": split(mask)}
     # What is sliced keeps no logits, and recomputes them by itself.
     _, values = jax.lax.scan(step if entries else jax.checkpoint(step, prevent_cse=False), None, xs)
-    return {name: jnp.moveaxis(v, 0, 1).reshape(batch, count * chunk)[:, :length] for name, v in values.items()}
+    return {name: join(value) for name, value in values.items()}
+
+
+def _ways(length: int) -> int:
+    """Devices that the tokens of a row are split over; 1 where they do not divide them."""
+    found = axes.context_parallel(length)
+    ways = 1 if found is None else found[0].shape[found[1]]
+    return 1 if length % ways else ways

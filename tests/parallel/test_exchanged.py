@@ -11,10 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from effarch import axes, registry
 from effarch.bench.hlo import parse
+from effarch.distill.objectives import next_token
 from effarch.ops.attention import softmax_attention, window_attention
 from effarch.ops.conv import causal_conv
 from effarch.ops.recurrence import Delta, linear_recurrence
 from tests.conformance.harness import ALL, Subject, forward
+from tests.models import tiny
 from tests.parallel.test_context import rules
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
@@ -47,7 +49,11 @@ def exchanged(loss, floats, ids):
     floats = jax.tree.map(placed, floats)
     ids = None if ids is None else jax.ShapeDtypeStruct(ids.shape, ids.dtype, sharding=whole)
     out = jax.tree.map(lambda x: x.sharding, floats)
-    text = jax.jit(ruled, out_shardings=out).lower(floats, ids).compile().as_text()
+    return collectives(jax.jit(ruled, out_shardings=out).lower(floats, ids).compile().as_text())
+
+
+def collectives(text):
+    """Bytes by collective of a compiled program."""
     found = {}
     for computation in parse(text).computations.values():
         for one in computation.instructions:
@@ -79,6 +85,26 @@ def test_convolutions():
 
     def bytes_at(time):
         return exchanged(loss, (row(time, 6), jnp.zeros((4, 6))), jax.ShapeDtypeStruct((2, time), jnp.int32))
+
+    assert bytes_at(TIME) == bytes_at(4 * TIME) != {}
+
+
+def test_a_whole_training_step():
+    """Embedding, layers, head and loss, whose chunks are each device's own."""
+    graph, params = tiny.split(tiny.config("retnet", layers=2).replace(vocab_size=64))
+    table = rules()
+    whole = NamedSharding(table.mesh, PartitionSpec())  # batches too: every device has the ids of its rows
+    trained, fixed = nnx.split_state(params, nnx.Param, ...)
+
+    def loss(trained, rows):
+        with axes.rules(table):
+            return jax.value_and_grad(lambda p: next_token(graph, chunk=16)(p, fixed, rows, None)[0])(trained)
+
+    def bytes_at(time):
+        kinds = {"tokens": jnp.int32, "segment_ids": jnp.int32, "loss_mask": jnp.float32}
+        rows = {name: jax.ShapeDtypeStruct((2, time), kind, sharding=whole) for name, kind in kinds.items()}
+        lowered = jax.jit(loss, out_shardings=whole).lower(jax.device_put(trained, whole), rows)
+        return collectives(lowered.compile().as_text())
 
     assert bytes_at(TIME) == bytes_at(4 * TIME) != {}
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.ops.attention.reference import EMPTY, MASKED, dot
+from effarch.ops.loops import data_loop
 from effarch.ops.precision import accumulator
 from effarch.typing import Array, Bool, Float, Int
 
@@ -105,7 +106,7 @@ def _forward(scale: float, q: Float[Array, "Y R T GD"], k: Float[Array, "Y N C D
             return tuple(tiles.put(into, i, x) for into, x in zip(found, both, strict=True))
 
         found = (tiles.empty(group * v.shape[3], sums), tiles.empty(group, sums))
-        o, logsumexp = (tiles.back(x) for x in jax.lax.fori_loop(jnp.int32(0), tiles.steps, step, found))
+        o, logsumexp = (tiles.back(x) for x in data_loop(tiles.steps, step, found, expected=tiles.most))
         there = (wanted >= 0)[..., None]
         logsumexp = jnp.where(there, logsumexp, EMPTY)
         higher = jnp.maximum(peak, logsumexp)
@@ -149,7 +150,7 @@ def _bwd(scale, residuals, gradients):
             return tiles.put(found, i, dot("yjmc,yjcd->yjmd", dlogits, k_s)), dk, dv
 
         start = (tiles.empty(q.shape[3], sums), dk, dv)
-        found, dk, dv = jax.lax.fori_loop(jnp.int32(0), tiles.steps, step, start)
+        found, dk, dv = data_loop(tiles.steps, step, start, expected=tiles.most)
         return (dq + jnp.where((wanted >= 0)[..., None], tiles.back(found), 0), dk, dv), None
 
     start = tuple(jnp.zeros_like(x, dtype=sums) for x in (q, k, v))
@@ -174,7 +175,7 @@ class _Tiles:
         first, count = edges[..., :-1], jnp.diff(edges, axis=-1)
         ends = jnp.cumsum(-(-count // size), axis=-1, dtype=jnp.int32)
         starts = ends - -(-count // size)
-        self.steps = -(-ends[..., -1].max() // tiles)
+        self.steps, self.most = -(-ends[..., -1].max() // tiles), -(-most // tiles)
 
         tile = jnp.arange(-(-most // tiles) * tiles, dtype=jnp.int32)
         self.block = jnp.minimum(_below(ends, tile + 1), blocks - 1)

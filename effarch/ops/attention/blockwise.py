@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.ops.attention.reference import EMPTY, MASKED, Visibility, capped, dot, resolve, shield, zero_padding
+from effarch.ops.loops import data_loop
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments
 from effarch.typing import Array, Bool, Float, Int
@@ -72,16 +73,45 @@ def attention_and_logsumexp(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _flash(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
-    return forward_blocks(scale, cap, block_size, q, k, v, bias, visibility)
+    return forward_blocks(scale, cap, block_size, q, k, v, bias, visibility, _aligned(q, k, visibility))
 
 
 def _flash_fwd(scale, cap, block_size, q, k, v, bias, visibility):
-    o, logsumexp = forward_blocks(scale, cap, block_size, q, k, v, bias, visibility)
+    o, logsumexp = _flash(scale, cap, block_size, q, k, v, bias, visibility)
     return (o, logsumexp), (q, k, v, bias, visibility, o, logsumexp)
 
 
-def forward_blocks(scale: float, cap: float | None, block_size: int, q: Array, k: Array, v: Array, bias, visibility):
-    """Output and log-sum of `attention_and_logsumexp`, of inputs whose padding is 0."""
+def _flash_bwd(scale, cap, block_size, residuals, gradients):
+    q, k, visibility = residuals[0], residuals[1], residuals[4]
+    return backward_blocks(scale, cap, block_size, residuals, gradients, _aligned(q, k, visibility))
+
+
+def _aligned(q: Array, k: Array, visibility: Visibility) -> bool:
+    return visibility.causal and q.shape[1] == k.shape[1]
+
+
+def _expected(blocks: int, size: int, visibility: Visibility, aligned: bool) -> float:
+    """Of M blocks, those that a block of a whole row sees, or is seen by: (M + 1) / 2 in the mean over causal rows."""
+    if visibility.window is not None:
+        return min(blocks, 1 - (-visibility.window // size))
+    return (blocks + 1) / 2 if aligned else blocks
+
+
+def forward_blocks(
+    scale: float,
+    cap: float | None,
+    block_size: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias,
+    visibility: Visibility,
+    aligned: bool = False,
+):
+    """Output and log-sum of `attention_and_logsumexp`, of inputs whose padding is 0.
+
+    ``aligned``: queries and keys are of the same causal tokens, half of whose blocks are to be reckoned with.
+    """
     time, kv_heads = q.shape[1], k.shape[2]
     size_q, size_k = _block(time, block_size), _block(k.shape[1], block_size)
     edges_q, edges_k = _edges(visibility, size_q, size_k)
@@ -111,7 +141,8 @@ def forward_blocks(scale: float, cap: float | None, block_size: int, q: Array, k
         shape = q_n.shape[:-1]
         zeros = partial(jnp.zeros_like, q_n, dtype=sums)  # of q_n: on shards they differ from device to device
         start = (zeros(shape=shape) + EMPTY, zeros(shape=shape), zeros(shape=(*shape, v.shape[3])))
-        peak, total, acc = jax.lax.fori_loop(jnp.int32(0), count_n.max(), step, start)
+        expected = _expected(kb.shape[1], size_k, visibility, aligned)
+        peak, total, acc = data_loop(count_n.max(), step, start, expected=expected)
         total = jnp.where(total > 0, total, 1)
         return None, ((acc / total[..., None]).astype(q.dtype), peak + jnp.log(total))
 
@@ -121,7 +152,7 @@ def forward_blocks(scale: float, cap: float | None, block_size: int, q: Array, k
     return _unblock(jnp.moveaxis(o, 0, 1), time), _unblock(jnp.moveaxis(logsumexp, 0, 1)[..., None], time)[..., 0]
 
 
-def backward_blocks(scale, cap, block_size, residuals, gradients):
+def backward_blocks(scale, cap, block_size, residuals, gradients, aligned: bool = False):
     """Gradients of the inputs. The keys may be some of those that ``o`` and its log-sum are of."""
     q, k, v, bias, visibility, o, logsumexp = residuals
     do, dlogsumexp = gradients
@@ -162,7 +193,8 @@ def backward_blocks(scale, cap, block_size, residuals, gradients):
 
         dbias = [jnp.zeros_like(x, dtype=sums) for x in bias_m[:1]]  # the same for every term
         start = (dq, jnp.zeros_like(k_m, dtype=sums), jnp.zeros_like(v_m, dtype=sums), dbias)
-        dq, dk, dv, dbias = jax.lax.fori_loop(jnp.int32(0), count_m.max(), step, start)
+        expected = _expected(qb.shape[1], size_q, visibility, aligned)
+        dq, dk, dv, dbias = data_loop(count_m.max(), step, start, expected=expected)
         return dq, (dk.astype(k.dtype), dv.astype(v.dtype), dbias)
 
     kb, vb = (_blocks(x, size_k, kv_heads)[:, :, :, 0] for x in (k, v))
@@ -177,7 +209,7 @@ def backward_blocks(scale, cap, block_size, residuals, gradients):
     return _unblock(dq, time).astype(q.dtype), dk, dv, bias, None
 
 
-_flash.defvjp(_flash_fwd, backward_blocks)
+_flash.defvjp(_flash_fwd, _flash_bwd)
 
 
 def _bias(bias, size_q: int, size_k: int, kv_heads: int) -> tuple[list[Array], list[Array]]:
