@@ -52,8 +52,8 @@ def test_training_fits(options):
     (step,) = found.steps
     assert found.fits and 1.25e9 < found.parameters < 1.45e9 and found.chips == 16
     assert step.seq_len == 8192 and step.needed < found.memory
-    share = 4 * found.parameters / 16  # float32, all of it split
-    assert share <= step.held["parameters"] < 1.02 * share
+    share = 4 * found.parameters / 16  # float32, split, but what has no side as wide as the model (halves of low ranks)
+    assert share <= step.held["parameters"] < 1.35 * share
     assert step.held["optimizer"] == pytest.approx(2 * step.held["parameters"], rel=0.01)
     kinds = {said.kind for said in step.collectives}
     assert "all-gather" in kinds and kinds & {"reduce-scatter", "all-reduce"}
