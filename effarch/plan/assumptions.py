@@ -12,6 +12,7 @@ def assumptions(target: Target, what: str) -> tuple[str, ...]:
         if what == "train"
         else "what is carried between calls is split over rows alone",
         "FLOPs are those of matrix products (a multiply-add is two), bytes those of all instructions; loops multiplied",
+        "loops over blocks of attention run as often as one document per row needs, on the device that needs most",
     ]
     if not target.peaks:
         return (*found, "no time is estimated: nobody states the peaks of this machine")
