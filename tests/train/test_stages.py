@@ -9,6 +9,7 @@ from flax import nnx
 
 import train.distill
 import train.loop
+import train.stages
 from effarch.config import load
 from effarch.data.prepare import prepare
 from effarch.distill.transfer import StudentConfig, student_config, transfer
@@ -99,7 +100,7 @@ def distill(root, files, stages: str, name: str, at: int | None, monkeypatch) ->
     def after(self, step, metrics):
         stop.requested = step == stop.at
 
-    monkeypatch.setattr(train.distill.Profiler, "after", after)
+    monkeypatch.setattr(train.stages.Profiler, "after", after)
     with open_run(config.output_dir, name, config) as run:
         try:
             train.distill.distill(config, run, teacher, student, prepared, results, rules, stop)
