@@ -95,6 +95,7 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path):
         assert records.rows == {"a": {"key": "a"}}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_rows(tmp_path):
     # As from a terminal: what a shell without job control starts in the background ignores Ctrl-C.
     listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "

@@ -252,7 +252,7 @@ def test_extreme_inputs_keep_gradients_finite(subject):
         assert np.isfinite(leaf).all()
 
 
-@by_default((*SPLIT, "bigbird", "longformer"))
+@by_default(("softmax_attention", "retnet", "gla", "mamba1", "bigbird", "longformer"))
 def test_sharded_over_eight_devices_is_single(subject):
     split_time = subject.config.context_parallel
     mesh = jax.make_mesh((2, 4), ("data", "context"), axis_types=(AxisType.Auto,) * 2)

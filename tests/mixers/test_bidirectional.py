@@ -113,7 +113,7 @@ def test_weights_of_its_own_for_each_direction():
     assert_close(run(separate, x, IDS) * REAL, run(shared, x, IDS) * REAL, TOL.f32_forward)
 
 
-@pytest.mark.parametrize("share_weights", [True, False])
+@pytest.mark.parametrize("share_weights", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_values_that_cross_layers_cross_within_their_pass(share_weights):
     """RWKV-7's first value: that of the forward pass goes to forward passes, that of the backward pass to its own."""
     config = tiny("rwkv7", share_weights=share_weights, subtract_self=False)

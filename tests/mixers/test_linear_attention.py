@@ -84,6 +84,7 @@ def student(config, attention, seed=0):
     return config.make(DIM, layer=LayerInfo(), rngs=nnx.Rngs(seed)).from_attention(attention)
 
 
+@pytest.mark.slow
 def test_a_performer_is_its_teacher_up_to_the_variance_of_its_features():
     """Nothing is trained: the error falls with the number of features."""
     config, attention = teacher()

@@ -27,7 +27,7 @@ OPTIONS = {
     "gate": True,
 }
 KINDS = [
-    pytest.param(name, marks=[] if name in ("softmax_attention", "sliding_window", "nsa") else pytest.mark.slow)
+    pytest.param(name, marks=[] if name in ("softmax_attention", "sliding_window") else pytest.mark.slow)
     for name, cls in registry.configs("mixer").items()
     if issubclass(cls, SoftmaxAttention)
 ]

@@ -89,6 +89,7 @@ def test_patches_are_rows_of_squares():
         embedding(jnp.zeros((2, 5, 4, 3)), jnp.dtype("float32"))
 
 
+@pytest.mark.slow
 def test_scanned_layers_are_unrolled_layers():
     """With values that cross layers, among layers of the same inner mixer only."""
     config = of_ids("rwkv7", inner("rwkv7"), inner("retnet"), layers=9)

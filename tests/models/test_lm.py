@@ -25,7 +25,7 @@ B, T, PREFILL = 4, 40, 32
 IDS = jnp.asarray(
     [[0] * 5 + [7] * 35, [3] * 34 + [4] * 6, [2] * 19 + [0] * 13 + [2] * 8, [1] * 6 + [5] * 28 + [0] * 2 + [5] * 4]
 )
-CORE = ("sliding_window", "rwkv7", "hybrid")
+CORE = ("rwkv7", "hybrid")
 MODELS = [
     pytest.param(name, id=name, marks=[pytest.mark.xdist_group(name), *([] if name in CORE else [pytest.mark.slow])])
     for name in (*registry.names("mixer"), "hybrid")
@@ -167,7 +167,7 @@ def temporaries(remat: str) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_remat_saves_memory_and_changes_no_gradient(remat):
     graph = nnx.split(jax.eval_shape(partial(make_lm, config_of("retnet").replace(remat=remat))))[0]
     (_, hidden), grads = gradients(graph, False, tiny.split(config_of("retnet"))[1], tiny.tokens(B, T), IDS)

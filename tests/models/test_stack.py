@@ -155,9 +155,9 @@ def test_the_program_does_not_grow_with_depth():
 @pytest.mark.parametrize(
     ("names", "depths"),
     [
-        (("gated_deltanet",), (2, 24)),
+        pytest.param(("gated_deltanet",), (2, 24), marks=pytest.mark.slow),
         (("softmax_attention",), (2, 24)),
-        (("gated_deltanet",) * 3 + ("softmax_attention",), (8, 24)),
+        pytest.param(("gated_deltanet",) * 3 + ("softmax_attention",), (8, 24), marks=pytest.mark.slow),
     ],
     ids=["gated_deltanet", "softmax_attention", "3 to 1"],
 )

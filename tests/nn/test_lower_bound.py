@@ -59,7 +59,7 @@ def test_bounds_are_the_running_sum_of_the_softmax_over_layers():
         later(None)
 
 
-@pytest.mark.parametrize("name", ["hgrn", "hgrn2"])
+@pytest.mark.parametrize("name", ["hgrn", pytest.param("hgrn2", marks=pytest.mark.slow)])
 def test_they_cross_layers(name):
     """A weight of layer i moves the layers from i on; layer 0's has a part in the others' through the softmax."""
     config = tiny.config("retnet", name, layers=6)

@@ -21,7 +21,12 @@ def rules():
     return axes.Rules(mesh, (("batch", "data"), ("time", "context")))
 
 
-@pytest.mark.parametrize("name", TRANSITIONS)
+#: The others are special cases of these, in `slow`.
+BY_DEFAULT = ("constant", "scalar", "delta_diagonal", "rank_one")
+CASES = [pytest.param(name, marks=[] if name in BY_DEFAULT else [pytest.mark.slow]) for name in TRANSITIONS]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_split_over_devices_is_whole(name):
     rng = np.random.default_rng(6)
     inputs = make(name, rng, batch=2, time=64, heads=2, width=8, width_v=8)

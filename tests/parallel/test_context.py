@@ -75,7 +75,7 @@ def test_runs_and_positions():
             np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize(("taps", "time"), [(4, 64), (21, 61)])
+@pytest.mark.parametrize(("taps", "time"), [pytest.param(4, 64, marks=pytest.mark.slow), (21, 61)])
 def test_convolutions(taps, time):
     """Also of more taps than a shard has tokens, and of more tokens than the devices divide."""
     x, weight, bias, state = draw(taps, (8, time, 6), (taps, 6), (6,), (8, taps - 1, 6))
@@ -89,7 +89,7 @@ def test_convolutions(taps, time):
     check(run, (x, weight, bias, state), None)
 
 
-@pytest.mark.parametrize(("window", "sinks", "time"), [(5, 0, 64), (19, 3, 61)])
+@pytest.mark.parametrize(("window", "sinks", "time"), [pytest.param(5, 0, 64, marks=pytest.mark.slow), (19, 3, 61)])
 def test_windows(window, sinks, time):
     """Also wider than two shards; with documents, sinks, and a window that was carried in."""
     heads = {"q": 4, "k": 2, "v": 2, "q_sink": 4}

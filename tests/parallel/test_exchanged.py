@@ -109,7 +109,7 @@ def test_a_whole_training_step():
     assert bytes_at(TIME) == bytes_at(4 * TIME) != {}
 
 
-@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("sinks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_windows(sinks):
     def loss(q, k, v, ids):
         return (window_attention(q, k, v, window=48, sinks=sinks, segment_ids=ids) ** 2).sum()

@@ -90,6 +90,7 @@ def test_from_end_to_end(root, capsys):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == STEPS
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_and_never_sees_the_test_set(root, monkeypatch):
     """To the bit what an undisturbed run gives; ``test`` is not even there. Its time goes on, too."""
     ticks = itertools.count()

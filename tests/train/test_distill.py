@@ -169,6 +169,7 @@ def losses(root, files, name: str, *mesh: str) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one(root, files):
     """Data and parameters split in any way: the losses of a step without any sharding."""
     config = load(PretrainConfig, None, tiny.pretrain(root, files, "steps=5", "optimizer.warmup_steps=2"))

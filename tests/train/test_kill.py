@@ -49,6 +49,7 @@ def test_kill_9_loses_nothing(root, files, whole):
     assert len(lines) == 30
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on(root, files, whole):
     """Exit code 143; every step taken is in the checkpoint, also between two regular ones."""
     folder = root / "runs" / "stopped"
