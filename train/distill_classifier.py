@@ -176,14 +176,15 @@ def _run(
     student = jax.jit(lambda model: transfer(model, make_classifier(wanted, config.seed)))(teacher)
     results.measure("student, converted", student)
     student = distill(config, opened, teacher, student, sets, results, stop)
-    results.write(
+    card = results.write(
         "train.distill_classifier",
         f"{config.run_name}: a Transformer distilled into {config.student.mixer.type_name}",
         lambda row: f"The student finds the class of {row['accuracy']:.1%} of {len(sets.test)} test images.",
+        "image-classification",
         images={"set": config.data.type_name, "digest": sets.digest},
         seed=config.seed,
     )
-    export_run(opened.folder, student)
+    export_run(opened.folder, student, card=card)
 
 
 if __name__ == "__main__":

@@ -189,14 +189,15 @@ def _run(
     student = of_this_process(distill(config, opened, teacher, student, prepared, masking, results, rules, stop))
 
     def finish() -> None:
-        results.write(
+        card = results.write(
             "train.distill_masked",
             f"{config.run_name}: a Transformer distilled into {config.student.mixer.type_name}",
             lambda row: f"The student finds {row['masked_accuracy']:.1%} of the hidden tokens of validation text.",
+            "fill-mask",
             corpus=prepared.meta["inputs"]["source"]["type"],
             seed=config.seed,
         )
-        export_run(opened.folder, student)
+        export_run(opened.folder, student, card=card)
 
     on_first(finish)
 

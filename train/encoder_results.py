@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from effarch.eval.card import model_card
 from effarch.eval.report import results_table, strict, write_report
 from effarch.models.encoder import Encoder
 from effarch.models.lm import parameter_count
@@ -15,6 +16,12 @@ from train.loop import Stopped
 from train.results import what_was_run
 
 TEACHER = "teacher"
+_LOAD = """\
+```python
+from effarch import hub
+
+encoder = hub.load_encoder("FOLDER")
+```"""
 
 
 class EncoderResults:
@@ -55,11 +62,14 @@ class EncoderResults:
         write_atomic(self._file, json.dumps(self.rows | {name: strict(row)}))
         return row
 
-    def write(self, module: str, title: str, summary: Callable[[Mapping[str, Any]], str], **about: Any) -> None:
-        """``report.html``, ``report.json``, and the table on the terminal.
+    def write(
+        self, module: str, title: str, summary: Callable[[Mapping[str, Any]], str], task: str, **about: Any
+    ) -> str:
+        """``report.html``, ``report.json``, and the table on the terminal; returns the text of the model card.
 
         Args:
-          module: that was run. title: of the report. summary: of the distilled student's row. about: what was run.
+          module: that was run. title: of the report. summary: of the distilled student's row. task: as the hub calls
+            it. about: what was run.
         """
         rows = list(self.rows.values())
         last = next(row for row in reversed(rows) if "after" in row["name"])
@@ -69,7 +79,9 @@ class EncoderResults:
             "run": {**what_was_run(module), **about},
             "models": rows,
             "student": last["name"],
+            "card": {"load": _LOAD, "task": task},
         }
         write_report(self.folder, report)
         print(results_table(rows).plain(width=120))
         print(f"\nreport: {self.folder / 'report.html'}")
+        return model_card(strict(report))

@@ -40,6 +40,7 @@ def model_card(report: Mapping[str, Any]) -> str:
             base_model: str; name of the teacher on the hub
             license: str; as the hub spells it (``apache-2.0``)
             tags: list of str; the mixer, say
+            task: str; as the hub calls it, default text-generation
             load: str; Markdown that says how to load it, default the commands that read any exported folder
 
     Raises:
@@ -70,7 +71,11 @@ def _front_matter(name: str, card: Mapping[str, Any], run: Mapping[str, Any], mo
     known = {key: title for key, title in _METRICS.items() if model.get(key) is not None}
     metrics = [{"type": key, "name": title, "value": model[key]} for key, title in known.items()]
     corpus = str(run.get("corpus") or "validation text")
-    result = {"task": {"type": "text-generation"}, "dataset": {"type": corpus, "name": corpus}, "metrics": metrics}
+    result = {
+        "task": {"type": card.get("task") or "text-generation"},
+        "dataset": {"type": corpus, "name": corpus},
+        "metrics": metrics,
+    }
     fields = {
         "base_model": card.get("base_model"),
         "license": card.get("license"),

@@ -113,6 +113,7 @@ def test_from_end_to_end(tmp_path, files, capsys, monkeypatch):
     assert student.config.pattern[0].mixer.type_name == "bidirectional"
     assert same_bits(nnx.split(load_encoder(folder / "export"))[1], nnx.split(student)[1])
     assert (folder / "export" / "tokenizer.json").is_file()
+    assert "fill-mask" in (folder / "export" / "README.md").read_text()
 
     # With its teacher as a BERT of the hub, and stopped between the stages: the same student.
     theirs = load_masked_lm(folder / "teacher")
