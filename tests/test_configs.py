@@ -20,6 +20,7 @@ from train.distill_classifier import converted as converted_classifier
 from train.distill_masked import DistillMaskedConfig
 from train.distill_masked import converted as converted_masked
 from train.recipes import RecipesConfig
+from train.stages import check_stages
 from train.sweep import SweepConfig
 
 ROOT = Path(__file__).parent.parent
@@ -67,12 +68,8 @@ def test_config_builds(path, monkeypatch):
     if module in ("train.distill_classifier", "train.distill_masked"):
         make = converted_classifier if module == "train.distill_classifier" else converted_masked
         _, student = jax.eval_shape(partial(make, config, config.teacher.model))
-        for stage in config.stages:
-            stage.transformation()
-            jax.eval_shape(stage.trains.split, student)
+        check_stages(config.stages, student)
         return
     _, student = jax.eval_shape(partial(converted, config))
     assert student.config == student_config(config.teacher.model, config.student)
-    for place in config.plan():
-        place.stage.transformation()
-        jax.eval_shape(place.stage.trains.split, student)
+    check_stages((place.stage for place in config.plan()), student)

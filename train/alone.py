@@ -15,11 +15,11 @@ from effarch.parallel.rules import make_rules
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
 from effarch.training.metrics import MetricsLog
-from effarch.training.phase import Phase, shardings
+from effarch.training.phase import Phase
 from effarch.training.profile import Profiler
 from effarch.training.run import open_run
 from effarch.training.state import TrainState
-from train.loop import Stopped, resumed, run_phase
+from train.loop import Stopped, continued
 
 ALONE = ProcessesConfig()
 
@@ -59,22 +59,17 @@ def train_alone(
         Profiler(run.folder, config.profile) as profiler,
     ):
         on_first(lambda: begin(run.folder))
-        state, position, seconds = resumed(phase, make, config.seed, rules, checkpoints, DataPosition())
-        with MetricsLog(run.folder, int(state.step), config.log.tensorboard) as log:
-            state, _ = run_phase(
+        with MetricsLog(run.folder, checkpoints.latest() or 0, config.log.tensorboard) as log:
+            return continued(
+                config,
                 phase,
-                state,
-                position,
+                make,
+                begins_at=DataPosition(),
                 batches=batches,
-                placement=shardings(phase, make, config.seed, rules),
-                rules=rules,
-                grad_accum=config.grad_accum,
-                checkpoints=checkpoints,
                 about=about,
-                log=log,
-                log_every=config.log.every,
+                rules=rules,
+                checkpoints=checkpoints,
                 profiler=profiler,
+                log=log,
                 stop=stop,
-                seconds=seconds,
             )
-    return state

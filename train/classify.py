@@ -15,7 +15,7 @@ import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, UserError, main, to_yaml
+from effarch.config import Config, UserError, main
 from effarch.data.batches import Batches
 from effarch.data.images import Digits, ImageRows, ImagesChoice, ImageSets, image_sets
 from effarch.distill.objectives import classification
@@ -27,8 +27,8 @@ from effarch.models.classifier import Classifier, ClassifierConfig, make_classif
 from effarch.training.faults import StopSignal
 from effarch.training.optimizer import OptimizerConfig, make_optimizer
 from effarch.training.phase import Phase
-from effarch.training.run import versions
 from train.alone import attended, train_alone
+from train.loop import metadata
 from train.results import what_was_run
 
 
@@ -80,12 +80,7 @@ def classify(config: ClassifyConfig, sets: ImageSets, stop: StopSignal) -> Class
         evaluate=lambda params, rest: {"validation_accuracy": validation(nnx.merge(graph, params, rest))},
         evaluate_every=config.eval.every,
     )
-    about = {
-        "config": to_yaml(config),
-        "classifier": config.model.model_dump(mode="json"),
-        "versions": versions(),
-        "images": sets.digest,
-    }
+    about = metadata(config, config.model, kind="classifier", images=sets.digest)
     batches = Batches(sets.train, config.batch_size, config.seed)
     state = train_alone(config, phase, make, batches=batches, about=about, stop=stop)
     return nnx.merge(graph, state.params, state.rest)

@@ -38,7 +38,7 @@ from train.answers import answered
 from train.loop import metadata
 from train.pretrain import evaluation, pretrain
 from train.results import CONVERTED, SCRATCH, TEACHER, Results, windowed
-from train.stages import run_stages
+from train.stages import check_stages, run_stages
 from train.teacher import open_teacher, prepare_text
 
 
@@ -75,7 +75,7 @@ def distill(
         config.plan(),
         phase=phase,
         batches=batches,
-        about=lambda phase: metadata(config, student.config, prepared.tokenizer, phase.trains),
+        about=lambda phase: metadata(config, student.config, phase.trains, tokenizer=prepared.tokenizer.about()),
         measure=results.measure,
         rules=rules,
         stop=stop,
@@ -94,9 +94,7 @@ def run(config: DistillConfig, dry_run: bool = False, known: Mapping[str, dict[s
 def _abstract(config: DistillConfig) -> tuple[LM, LM]:
     """Teacher and student, nothing computed; what does not fit is said before anything is written."""
     teacher, student = abstractly(lambda: converted(config))
-    for place in config.plan():
-        place.stage.transformation()
-        jax.eval_shape(place.stage.trains.split, student)
+    check_stages((place.stage for place in config.plan()), student)
     return teacher, student
 
 

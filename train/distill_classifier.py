@@ -8,13 +8,13 @@ the test set; nothing is chosen by it. Repeating the command continues a run tha
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import pydantic
 from flax import nnx
 
-from effarch.config import Config, main, to_yaml
+from effarch.config import Config, main
 from effarch.data.batches import Batches
 from effarch.data.images import Digits, ImagesChoice, ImageSets
 from effarch.distill.encoder_stages import AlignEncoder, ClassLogits, EncoderStageChoice
@@ -37,13 +37,13 @@ from effarch.parallel.rules import make_rules
 from effarch.training.faults import StopSignal
 from effarch.training.load import load_classifier
 from effarch.training.optimizer import OptimizerConfig
-from effarch.training.phase import Phase
-from effarch.training.run import Run, open_run, versions
+from effarch.training.run import Run, open_run
 from train.alone import attended
 from train.classify import ClassifyConfig, checked, classify
 from train.encoder_results import EncoderResults
 from train.encoder_teacher import Kind
-from train.stages import run_stages
+from train.loop import metadata
+from train.stages import check_stages, run_stages
 
 KIND = Kind(ClassifierConfig, load_classifier, "a classifier", "head over classes")
 _VIT = BlockConfig(mixer=EncoderAttention(num_heads=4, num_kv_heads=4, head_dim=16), channel=GeluMLP(hidden=128))
@@ -73,10 +73,8 @@ class DistillClassifierConfig(LoopConfig):
 
     def alone(self, name: str, model: ClassifierConfig, steps: int, optimizer: OptimizerConfig) -> ClassifyConfig:
         """A training below this run: same data, batches and seed; continued if it is there."""
-        shared = {name: getattr(self, name) for name in LoopConfig.model_fields}
-        place = {"output_dir": str(Path(self.output_dir) / self.run_name), "run_name": name}
-        shared |= {"checkpoint": self.checkpoint.replace(resume=True), **place}
-        return ClassifyConfig(**shared, data=self.data, model=model, steps=steps, optimizer=optimizer)
+        folder = Path(self.output_dir) / self.run_name / name
+        return self.beside(ClassifyConfig, folder, model=model, steps=steps, optimizer=optimizer)
 
 
 def distill(
@@ -93,14 +91,6 @@ def distill(
     teacher_graph, frozen = freeze(teacher, rules)
     graph = nnx.split(student)[0]
 
-    def about(phase: Phase) -> dict[str, Any]:
-        said = {"classifier": student.config.model_dump(mode="json"), "config": to_yaml(config)}
-        return said | {
-            "versions": versions(),
-            "images": sets.digest,
-            "trains": phase.trains.model_dump(mode="json"),
-        }
-
     return run_stages(
         config,
         run.folder,
@@ -108,7 +98,7 @@ def distill(
         plan(config.stages, batch_size=config.batch_size, seq_len=sets.train.seq_len, tokens=None),
         phase=lambda place: stage_phase(place, place.stage, teacher_graph, graph, frozen),
         batches=lambda place: Batches(sets.train, place.batch_size, config.seed),
-        about=about,
+        about=lambda phase: metadata(config, student.config, phase.trains, "classifier", images=sets.digest),
         measure=results.measure,
         rules=rules,
         stop=stop,
@@ -139,9 +129,7 @@ def run(config: DistillClassifierConfig, dry_run: bool = False) -> int:
     """The command."""
     of = teacher_config(config)
     teacher, student = abstractly(lambda: converted(config, of))
-    for stage in config.stages:
-        stage.transformation()
-        jax.eval_shape(stage.trains.split, student)
+    check_stages(config.stages, student)
     sets = checked(config.alone("teacher", teacher.config, 1, OptimizerConfig()))
     if dry_run:
         for name, model in (("teacher", teacher), ("student", student)):

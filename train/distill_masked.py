@@ -5,9 +5,10 @@ conversion, stages, the same student from scratch, and one table of them all on 
 Repeating the command continues a run that was stopped. Exit codes as ``train.distill``.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,13 @@ from effarch.training.load import load_masked_lm
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.phase import Phase
 from effarch.training.run import Run, open_run
+from effarch.training.step import LossFn
 from train.alone import attended
 from train.encoder_results import EncoderResults
 from train.encoder_teacher import Kind, checkpoint_folder
 from train.loop import metadata
 from train.pretrain_masked import BERT, MaskedConfig, PretrainMaskedConfig, masking_for, pretrain_masked
-from train.stages import run_stages
+from train.stages import check_stages, run_stages
 from train.teacher import prepare_for
 
 KIND = Kind(MaskedLMConfig, load_masked_lm, "a masked language model", "head over the vocabulary")
@@ -80,10 +82,8 @@ class DistillMaskedConfig(MaskedConfig):
 
     def alone(self, name: str, model: MaskedLMConfig, steps: int, optimizer: OptimizerConfig) -> PretrainMaskedConfig:
         """A training below this run: same data, batches and seed; continued if it is there."""
-        shared = {name: getattr(self, name) for name in MaskedConfig.model_fields}
-        place = {"output_dir": str(Path(self.output_dir) / self.run_name), "run_name": name}
-        shared |= {"checkpoint": self.checkpoint.replace(resume=True), **place}
-        return PretrainMaskedConfig(**shared, model=model, steps=steps, optimizer=optimizer)
+        folder = Path(self.output_dir) / self.run_name / name
+        return self.beside(PretrainMaskedConfig, folder, model=model, steps=steps, optimizer=optimizer)
 
 
 def teacher_config(config: DistillMaskedConfig) -> MaskedLMConfig:
@@ -118,7 +118,10 @@ def distill(
 
     def phase(place: Planned) -> Phase:
         found = stage_phase(place, place.stage, teacher_graph, graph, frozen)
-        return found.on(lambda loss: hiding(masking, loss))
+        return dataclasses.replace(found, loss_fn=hiding(masking, cast(LossFn, found.loss_fn)))
+
+    def about(phase: Phase) -> dict[str, Any]:
+        return metadata(config, student.config, phase.trains, "masked_lm", tokenizer=prepared.tokenizer.about())
 
     return run_stages(
         config,
@@ -127,7 +130,7 @@ def distill(
         config.plan(),
         phase=phase,
         batches=lambda place: Batches(prepared.train, place.batch_size, config.seed),
-        about=lambda phase: metadata(config, student.config, prepared.tokenizer, phase.trains, "masked_lm"),
+        about=about,
         measure=results.measure,
         rules=rules,
         stop=stop,
@@ -138,9 +141,7 @@ def run(config: DistillMaskedConfig, dry_run: bool = False) -> int:
     """The command."""
     of = teacher_config(config)
     teacher, student = abstractly(lambda: converted(config, of))
-    for place in config.plan():
-        place.stage.transformation()
-        jax.eval_shape(place.stage.trains.split, student)
+    check_stages((place.stage for place in config.plan()), student)
     if dry_run:
         for name, model in (("teacher", teacher), ("student", student)):
             print(f"{name}: {parameter_count(model):,} parameters")

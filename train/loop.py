@@ -13,13 +13,13 @@ from flax import nnx
 from effarch import axes
 from effarch.config import Config, to_yaml
 from effarch.data.batches import Batches, DataPosition
-from effarch.data.tokenizer import Tokenizer
+from effarch.experiment.config import LoopConfig
 from effarch.parallel.processes import Agreement, any_of
 from effarch.parallel.sharding import held_rows, put_batch
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import EXIT_SIGTERM, NonFinite, StopSignal
 from effarch.training.metrics import Deferred, MetricsLog, Throughput, progress
-from effarch.training.phase import Phase, saved, start
+from effarch.training.phase import Phase, saved, shardings, start
 from effarch.training.profile import Profiler
 from effarch.training.run import versions
 from effarch.training.state import TrainState
@@ -54,18 +54,20 @@ def resumed(
 
 
 def metadata(
-    config: Config, model: Config, tokenizer: Tokenizer, trains: Trains | None = None, kind: str = "model"
+    config: Config, model: Config, trains: Trains | None = None, kind: str = "model", **data: Any
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself: the resolved config, the model, what of it moves, versions, the tokenizer.
+    """What a checkpoint says of itself: the resolved config, the model, what of it moves, versions.
 
-    ``kind`` is what :mod:`effarch.training.load` knows the model by; "model" is a language model.
+    Args:
+      config: of the run. model: its model's. trains: what of it moves; None: all. kind: what
+        :mod:`effarch.training.load` knows the model by; "model" is a language model. data: what it was trained on.
     """
     return {
         "trains": (trains or All()).model_dump(mode="json"),
         "config": to_yaml(config),
         kind: model.model_dump(mode="json"),
         "versions": versions(),
-        "tokenizer": tokenizer.about(),
+        **data,
     }
 
 
@@ -139,3 +141,38 @@ def run_phase(
     if any_of(stop.requested):
         raise Stopped(stop.exit_code or EXIT_SIGTERM)  # 0: the signal went to another process
     return state, position
+
+
+def continued(
+    config: LoopConfig,
+    phase: Phase,
+    make: Callable[[], nnx.Module] | nnx.Module,
+    *,
+    begins_at: DataPosition,
+    batches: Batches,
+    about: dict[str, Any],
+    rules: axes.Rules,
+    checkpoints: Checkpoints,
+    profiler: Profiler,
+    log: MetricsLog,
+    stop: StopSignal,
+) -> TrainState:
+    """The state after a phase of a run, begun or gone on with; see :func:`resumed` and :func:`run_phase`."""
+    state, position, seconds = resumed(phase, make, config.seed, rules, checkpoints, begins_at)
+    state, _ = run_phase(
+        phase,
+        state,
+        position,
+        batches=batches,
+        placement=shardings(phase, make, config.seed, rules),
+        rules=rules,
+        grad_accum=config.grad_accum,
+        checkpoints=checkpoints,
+        about=about,
+        log=log,
+        log_every=config.log.every,
+        profiler=profiler,
+        stop=stop,
+        seconds=seconds,
+    )
+    return state

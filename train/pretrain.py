@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig, *, stop: StopSignal, prepared: Prepared | N
     graph = nnx.split(jax.eval_shape(make), nnx.Param, ...)[0]
     phase = pretraining(config, graph, name=name, evaluate=evaluation(graph, prepared, config))
     batches = Batches(prepared.train, config.batch_size, config.seed)
-    about = metadata(config, config.model, prepared.tokenizer)
+    about = metadata(config, config.model, tokenizer=prepared.tokenizer.about())
     state = train_alone(config, phase, make, batches=batches, about=about, stop=stop, begin=prepared.tokenizer.save)
     return nnx.merge(graph, state.params, state.rest)
 

@@ -114,7 +114,7 @@ def pretrain_masked(
         phase,
         make,
         batches=Batches(prepared.train, config.batch_size, config.seed),
-        about=metadata(config, config.model, prepared.tokenizer, kind="masked_lm"),
+        about=metadata(config, config.model, kind="masked_lm", tokenizer=prepared.tokenizer.about()),
         stop=stop,
         begin=prepared.tokenizer.save,
     )

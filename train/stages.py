@@ -1,23 +1,32 @@
 """The stages of any distillation, one after the other: each goes on where it was, and what it leaves is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 from flax import nnx
 
 from effarch import axes
 from effarch.data.batches import Batches
 from effarch.distill.plan import Planned
+from effarch.distill.stages import Stage
 from effarch.experiment.config import LoopConfig
 from effarch.training.checkpoint import Checkpoints
 from effarch.training.faults import StopSignal
 from effarch.training.metrics import MetricsLog
-from effarch.training.phase import Phase, shardings
+from effarch.training.phase import Phase
 from effarch.training.profile import Profiler
-from train.loop import resumed, run_phase
+from train.loop import continued
 
 M = TypeVar("M", bound=nnx.Module)
+
+
+def check_stages(stages: Iterable[Stage], student: nnx.Module) -> None:
+    """Raises ``UserError`` where an optimizer, or what of the student a stage trains, cannot be; it may be abstract."""
+    for stage in stages:
+        stage.transformation()
+        jax.eval_shape(stage.trains.split, student)
 
 
 def run_stages(
@@ -53,23 +62,18 @@ def run_stages(
             if (checkpoints.latest() or 0) > place.last:
                 continue  # a later stage was reached
             what, rows = phase(place), batches(place)
-            begins_at = rows.position_after(place.batches_before)
-            state, position, seconds = resumed(what, student, config.seed, rules, checkpoints, begins_at)
-            state, _ = run_phase(
+            state = continued(
+                config,
                 what,
-                state,
-                position,
+                student,
+                begins_at=rows.position_after(place.batches_before),
                 batches=rows,
-                placement=shardings(what, student, config.seed, rules),
-                rules=rules,
-                grad_accum=config.grad_accum,
-                checkpoints=checkpoints,
                 about=about(what),
-                log=log,
-                log_every=config.log.every,
+                rules=rules,
+                checkpoints=checkpoints,
                 profiler=profiler,
+                log=log,
                 stop=stop,
-                seconds=seconds,
             )
             student = what.trains.model(graph, state.params, state.rest)
             measure(f"student, after {place.name}", student)

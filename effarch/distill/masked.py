@@ -20,11 +20,9 @@ from effarch.typing import Array, PyTree
 def hiding(masking: Masking, loss_fn: LossFn) -> LossFn:
     """A loss of masked batches as one of text rows, whose tokens are hidden anew in every step."""
 
-    def loss(
-        params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, *frozen: PyTree, **told: Array
-    ) -> tuple:
+    def loss(params: PyTree, rest: PyTree, batch: dict[str, Array], rng: Array, *frozen: PyTree) -> tuple:
         draw, rng = jax.random.split(rng)
-        return loss_fn(params, rest, masking(batch, draw), rng, *frozen, **told)
+        return loss_fn(params, rest, masking(batch, draw), rng, *frozen)
 
     return loss
 

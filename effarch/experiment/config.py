@@ -1,6 +1,7 @@
 """The configs of runs, and of pretraining."""
 
-from typing import Self
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import pydantic
 
@@ -16,6 +17,8 @@ from effarch.training.metrics import LogConfig
 from effarch.training.optimizer import OptimizerConfig
 from effarch.training.profile import ProfileConfig
 
+C = TypeVar("C", bound="LoopConfig")
+
 
 class LoopConfig(Config):
     """What every run has."""
@@ -29,6 +32,15 @@ class LoopConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     profile: ProfileConfig = ProfileConfig()
+
+    def beside(self, schema: type[C], folder: Path, **fields: Any) -> C:
+        """A run that belongs to this one, in ``folder``, continued if it is there.
+
+        It has the keys that both schemas have, batches and seed among them, and ``fields``.
+        """
+        shared = {name: getattr(self, name) for name in schema.model_fields if name in type(self).model_fields}
+        shared |= {"output_dir": str(folder.parent), "run_name": folder.name}
+        return schema(**shared | {"checkpoint": self.checkpoint.replace(resume=True)} | fields)
 
 
 class TextConfig(LoopConfig):

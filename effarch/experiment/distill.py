@@ -58,14 +58,7 @@ class DistillConfig(RunConfig):
 
     def pretraining(self, folder: Path, model: LMConfig, steps: int, optimizer: OptimizerConfig) -> PretrainConfig:
         """A pretraining run beside this one: same data, batches and seed; continued if it is there."""
-        shared = {name: getattr(self, name) for name in RunConfig.model_fields}
-        shared["checkpoint"] = self.checkpoint.replace(resume=True)
-        return PretrainConfig(
-            **{**shared, "output_dir": str(folder.parent), "run_name": folder.name},
-            model=model,
-            steps=steps,
-            optimizer=optimizer,
-        )
+        return self.beside(PretrainConfig, folder, model=model, steps=steps, optimizer=optimizer)
 
 
 def student_lm_config(config: DistillConfig) -> LMConfig:

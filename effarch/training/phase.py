@@ -40,12 +40,6 @@ class Phase:
     evaluate_every: int = 0
     trains: Trains = All()
 
-    def on(self, batches: Callable[[LossFn], LossFn]) -> "Phase":
-        """This phase on other batches: ``batches`` makes a loss of what it is given from a loss of what it makes."""
-        loss = self.loss_fn
-        changed = Scheduled(batches(loss.loss_fn)) if isinstance(loss, Scheduled) else batches(loss)
-        return dataclasses.replace(self, loss_fn=changed)
-
     def state(self, model: nnx.Module, seed: int) -> TrainState:
         """The state before the phase's first step; traceable."""
         _, params, rest = self.trains.split(model, seed)

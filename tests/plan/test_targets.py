@@ -18,18 +18,13 @@ from effarch.plan.run import plan
 ROOT = Path(__file__).parents[2]
 
 
-def asked(file: str) -> dict[str, PlanOptions]:
-    """Every plan of a comparison, by the run's name and the target's, and the overrides that only the target has."""
-    config = load(CompareConfig, ROOT / "configs" / file)
-    return {
-        f"{name} {on.target} {' '.join(on.overrides)}".strip(): options
-        for (name, options), on in zip(config.plans(), config.targets * len(config.runs), strict=True)
-    }
-
-
-@pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def asked(file: str) -> list:
+    """Every plan of a comparison, by the run's name, the target's, and the overrides that only the target has."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(ROOT)  # the file names its runs from there
+        config = load(CompareConfig, f"configs/{file}")
+        plans = zip(config.plans(), config.targets * len(config.runs), strict=True)
+        return [pytest.param(options, id=" ".join((name, on.target, *on.overrides))) for (name, options), on in plans]
 
 
 def compiled(options: PlanOptions) -> Plan:
@@ -39,14 +34,8 @@ def compiled(options: PlanOptions) -> Plan:
     return plan(options.planned_run(), options.target)
 
 
-def named(file: str) -> list:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        return [pytest.param(options, id=name) for name, options in asked(file).items()]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("options", named("plans_1b3.yaml"))
+@pytest.mark.parametrize("options", asked("plans_1b3.yaml"))
 def test_training_fits(options):
     found = compiled(options)
     (step,) = found.steps
@@ -62,7 +51,7 @@ def test_training_fits(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", named("plans_distill.yaml"))
+@pytest.mark.parametrize("options", asked("plans_distill.yaml"))
 def test_both_stages_of_a_distillation_fit(options):
     found = compiled(options)
     align, logits = found.steps
@@ -75,7 +64,7 @@ def test_both_stages_of_a_distillation_fit(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", named("plans_context.yaml"))
+@pytest.mark.parametrize("options", asked("plans_context.yaml"))
 def test_a_long_row_split_over_the_context_axis_fits(options):
     found = compiled(options)
     (step,) = found.steps

@@ -13,6 +13,7 @@ from effarch.hub.parameters import names_of, written
 from effarch.models.classifier import Classifier
 from effarch.training.load import load_classifier
 from tests.models.tiny import same_bits
+from tests.train import tiny
 from train.distill_classifier import DistillClassifierConfig, run
 from train.encoder_results import EncoderResults
 
@@ -85,17 +86,8 @@ def test_from_end_to_end(tmp_path, capsys, monkeypatch):
 
     # With its teacher as a ViT of the hub, and stopped between the stages: the same student.
     elsewhere = f"teacher.path={as_vit(load_classifier(folder / 'teacher'), tmp_path / 'vit')}"
-    measure = EncoderResults.measure
-
-    def then_stop(self, name, model):
-        measure(self, name, model)
-        if name == "student, after align":
-            raise RuntimeError("between the stages")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(EncoderResults, "measure", then_stop)
-        with pytest.raises(RuntimeError, match="between the stages"):
-            command(tmp_path, "stopped", elsewhere)
+    with tiny.stopped_after("student, after align", EncoderResults, monkeypatch):
+        command(tmp_path, "stopped", elsewhere)
     assert command(tmp_path, "stopped", elsewhere, "checkpoint.resume=true") == 0
     again = json.loads((tmp_path / "stopped" / "report.json").read_text())
     assert [row["name"] for row in again["models"]] == list(rows)

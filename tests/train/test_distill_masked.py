@@ -120,17 +120,8 @@ def test_from_end_to_end(tmp_path, files, capsys, monkeypatch):
     config = load(DistillMaskedConfig, None, words(tmp_path, files, "whole"))
     tokenizer = prepare_for(config, 48, None, 264).tokenizer
     elsewhere = f"teacher.path={as_bert(theirs, tokenizer, tmp_path / 'bert')}"
-    measured = EncoderResults.measure
-
-    def then_stop(self, name, model):
-        measured(self, name, model)
-        if name == "student, after align":
-            raise RuntimeError("between the stages")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(EncoderResults, "measure", then_stop)
-        with pytest.raises(RuntimeError, match="between the stages"):
-            command(tmp_path, files, "stopped", elsewhere)
+    with tiny.stopped_after("student, after align", EncoderResults, monkeypatch):
+        command(tmp_path, files, "stopped", elsewhere)
     assert command(tmp_path, files, "stopped", elsewhere, "checkpoint.resume=true") == 0
     again = json.loads((tmp_path / "stopped" / "report.json").read_text())
     assert again["models"][-1] == last

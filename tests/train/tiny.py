@@ -1,5 +1,6 @@
 """Commands of the visible loops on a corpus so small that compiling is all they cost."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from orbax.checkpoint import v1 as ocp
 
 ATTENTION = "{type: softmax_attention, num_heads: 2, num_kv_heads: 1, head_dim: 16}"
@@ -97,6 +99,21 @@ def wait_for(found, running: subprocess.Popen, seconds: float = 120) -> bool:
             return False
         time.sleep(0.01)
     raise AssertionError("nothing happened in time")
+
+
+@contextlib.contextmanager
+def stopped_after(name: str, results: type, monkeypatch):
+    """The run inside fails when ``results``, a class, has measured the model called ``name``."""
+    measure, reason = results.measure, f"stopped after {name}"
+
+    def then_stop(self, measured, model):
+        measure(self, measured, model)
+        if measured == name:
+            raise RuntimeError(reason)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match=reason):
+        patched.setattr(results, "measure", then_stop)
+        yield
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
