@@ -172,7 +172,7 @@ def scan_layers(body: Body, carry: PyTree, stacks: Sequence[Stack], *, remat: st
     if remat not in policies:
         raise ValueError(f"remat: expected one of {', '.join(policies)}, got {remat!r}")
     if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False, policy=policies[remat])
+        body = _recomputed(body, policies[remat])
 
     parts: list[PyTree] = []
 
@@ -196,6 +196,32 @@ def scan_layers(body: Body, carry: PyTree, stacks: Sequence[Stack], *, remat: st
         parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ys))  # [repeats, period, ...] in order
     carry = unrolled(carry, "suffix")
     return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _recomputed(body: Body, policy: Callable[..., bool] | None) -> Body:
+    """The body, recomputed in the backward pass. What it hands on as it got it goes around the recomputation.
+
+    ``scan`` then sees that it is one value for all layers, and keeps it once; else every layer would keep its own copy.
+    """
+
+    def recomputed(carry: PyTree, layers: tuple[Block, ...]) -> tuple[PyTree, PyTree]:
+        given, tree = jax.tree.flatten(carry)
+        handed_on: dict[int, int] = {}  # of what comes out: which of the given it is
+        after: list[Any] = []
+
+        def inner(given: list[Array], layers: tuple[Block, ...]) -> tuple[dict[int, Array], PyTree]:
+            out, y = body(jax.tree.unflatten(tree, given), layers)
+            leaves, out_tree = jax.tree.flatten(out)
+            places = {id(x): i for i, x in enumerate(given)}
+            handed_on.update({i: places[id(x)] for i, x in enumerate(leaves) if id(x) in places})
+            after[:] = [out_tree]
+            return {i: x for i, x in enumerate(leaves) if i not in handed_on}, y
+
+        made, y = jax.checkpoint(inner, prevent_cse=False, policy=policy)(given, layers)
+        leaves = made | {i: given[place] for i, place in handed_on.items()}
+        return jax.tree.unflatten(after[0], [leaves[i] for i in range(len(leaves))]), y
+
+    return recomputed
 
 
 def structure(make: Callable[[], Block]) -> tuple[Any, tuple[tuple[int, ...], ...]]:

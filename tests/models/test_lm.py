@@ -177,6 +177,22 @@ def test_remat_saves_memory_and_changes_no_gradient(remat):
     assert temporaries(remat) < 0.8 * temporaries("none")
 
 
+def test_a_value_that_crosses_layers_is_kept_once():
+    """RWKV-7's first value goes to every layer as it is: of the scanned layers only the stream is kept, layer by layer."""
+    config = tiny.config("rwkv7", layers=5, remat="full")
+    mixer = config.block(0).mixer
+
+    graph, params = tiny.split(config)
+
+    def kept(params):
+        return jax.vjp(lambda params: nnx.merge(graph, params).hidden(tiny.tokens(B, T)).hidden.sum(), params)[1]
+
+    shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(kept, params))]
+    assert shapes.count((4, B, T, config.dim)) == 1
+    assert (4, B, T, mixer.num_heads, mixer.head_dim) not in shapes
+    assert (B, T, mixer.num_heads, mixer.head_dim) in shapes
+
+
 def test_dtypes():
     """bf16 activations over float32 parameters, and over bf16 parameters, stay close to float32."""
     config = tiny.config("retnet", "softmax_attention", layers=2)

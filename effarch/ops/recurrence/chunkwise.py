@@ -69,9 +69,11 @@ def chunkwise(
         x = group(x, groups, axis=1)
         return x.reshape(-1, *x.shape[3:]) if groups[1] == 1 else x.reshape(-1, *x.shape[2:])
 
-    def to_chunks(x: Array) -> Array:  # [B, T, ...] -> [N, B, C, ...]; zeros are the identity
+    def to_chunks(x: Array) -> Array:  # [B, T, H, K] -> [N, B, C, H K]; zeros are the identity
         x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+        # Heads and channels are one axis where all of T is held: a TPU would pad heads of 64 channels to 128.
+        merged = (math.prod(x.shape[2:]),) if x.ndim > 2 else ()
+        return jnp.moveaxis(x.reshape(batch, count, size, *merged), 1, 0)
 
     constant = inputs.log_decay.ndim == 1
     if constant and inputs.run is None and count * size != time:  # the tail must not decay the state
@@ -81,7 +83,9 @@ def chunkwise(
         log_decay = lead(jnp.broadcast_to(inputs.log_decay, (batch, heads)))
         if inputs.run is None:  # the same factors for every chunk: formed once
             fixed = HeadDecay.constant(log_decay, for_heads(jnp.ones((batch, size), bool), groups), None)
-    xs = {name: to_chunks(x) for name, x in inputs.by_token().items()}
+    by_token = inputs.by_token()
+    shapes = {name: x.shape[2:] for name, x in by_token.items()}
+    xs = {name: to_chunks(x) for name, x in by_token.items()}
     if inputs.carried is not None:
         xs["carried"] = xs["carried"][:, :, 0]
 
@@ -89,14 +93,16 @@ def chunkwise(
         run = x.get("run")
         masks = None if run is None else Masks.of(run, x["carried"], groups)
         # Heads go in front of tokens here, where a chunk is in the cache, not outside, where all of T would be copied.
-        x = {name: lead(jnp.moveaxis(y, 1, 2)) for name, y in x.items() if name not in ("run", "carried")}
+        by_head = {name: y.reshape(batch, size, *shapes[name]) for name, y in x.items() if shapes[name]}
+        x = {name: lead(jnp.moveaxis(y, 1, 2)) for name, y in by_head.items()}
         if constant:
             decay = fixed if run is None else HeadDecay.constant(log_decay, for_heads(run > 0, groups), masks)
         else:
             of = HeadDecay if inputs.log_decay.ndim == 3 else ChannelDecay
             decay = of.per_token(x["log_decay"], masks)
         carry, o = _CHUNKS[inputs.kind](carry, x, decay, "before" if before else "after")
-        return carry, jnp.moveaxis(o.reshape(batch, heads, size, width_v), 1, 2).astype(inputs.v.dtype)
+        o = jnp.moveaxis(o.reshape(batch, heads, size, width_v), 1, 2).astype(inputs.v.dtype)
+        return carry, o.reshape(batch, size, heads * width_v)
 
     state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), lead(state), xs)
     o = jnp.moveaxis(o, 0, 1).reshape(batch, count * size, heads, width_v)[:, :time]
