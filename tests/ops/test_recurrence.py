@@ -268,13 +268,15 @@ def test_memory_of_the_backward_pass_is_linear(name):
         assert large <= 3 * moved
 
 
-def test_what_is_held_of_all_tokens_has_no_axis_of_channels():
-    """Heads and channels are one axis there: a TPU pads a last axis of 64 to 128, and with it all of T."""
+@pytest.mark.parametrize(("platform", "axes"), [("cpu", 5), ("tpu", 4)])
+def test_on_a_tpu_heads_and_channels_are_one_axis_over_all_tokens(platform, axes):
+    """It pads a last axis of 64 to 128, and with it all of T."""
     q, k, v, transition, _ = make("rank_one", np.random.default_rng(0))
-    traced = jax.make_jaxpr(partial(linear_recurrence, transition=transition, chunk_size=8))(q, k, v)
+    with tracing_for(platform):
+        traced = jax.make_jaxpr(partial(linear_recurrence, transition=transition, chunk_size=8))(q, k, v)
     (loop,) = [eqn for eqn in traced.eqns if eqn.primitive.name == "scan"]
     chunks = [x.aval.shape for x in (*loop.invars, *loop.outvars) if x.aval.shape[:1] == (loop.params["length"],)]
-    assert len(chunks) == 7 and {len(shape) for shape in chunks} == {4}
+    assert len(chunks) == 7 and {len(shape) for shape in chunks} == {axes}
 
 
 def test_errors_name_the_argument():

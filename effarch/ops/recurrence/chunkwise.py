@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from effarch.ops.platform import platform
 from effarch.ops.precision import dot
 from effarch.ops.recurrence.decay import ChannelDecay, HeadDecay, Masks, Where, for_heads
 from effarch.ops.recurrence.inputs import Inputs, group
@@ -16,6 +17,7 @@ from effarch.ops.recurrence.inverse import unit_lower_solve
 from effarch.typing import Array, Float
 
 CHUNK = 64
+LANES = 128  # of a TPU: what the last axis of an array is padded to
 
 Decay = HeadDecay | ChannelDecay
 
@@ -53,6 +55,14 @@ def _rank_one_chunk(state: Array, x: dict[str, Array], decay: Decay, read: Where
     return decay.carry(state) + decay.write(x["k"], x["v"]) + decay.write(x["p"], z), o
 
 
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of heads and channels ``(H, K)``, the shape in which they are held for all of T.
+
+    One axis where a TPU would pad K to whole lanes, which takes twice the memory for heads of 64.
+    """
+    return (math.prod(shape),) if platform() == "tpu" and len(shape) == 2 and shape[1] % LANES else shape
+
+
 _CHUNKS = {"decay": _decay_chunk, "delta": _delta_chunk, "rank_one": _rank_one_chunk}
 
 
@@ -69,11 +79,9 @@ def chunkwise(
         x = group(x, groups, axis=1)
         return x.reshape(-1, *x.shape[3:]) if groups[1] == 1 else x.reshape(-1, *x.shape[2:])
 
-    def to_chunks(x: Array) -> Array:  # [B, T, H, K] -> [N, B, C, H K]; zeros are the identity
+    def to_chunks(x: Array) -> Array:  # [B, T, ...] -> [N, B, C, ...]; zeros are the identity
         x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-        # Heads and channels are one axis where all of T is held: a TPU would pad heads of 64 channels to 128.
-        merged = (math.prod(x.shape[2:]),) if x.ndim > 2 else ()
-        return jnp.moveaxis(x.reshape(batch, count, size, *merged), 1, 0)
+        return jnp.moveaxis(x.reshape(batch, count, size, *_dense(x.shape[2:])), 1, 0)
 
     constant = inputs.log_decay.ndim == 1
     if constant and inputs.run is None and count * size != time:  # the tail must not decay the state
@@ -102,7 +110,7 @@ def chunkwise(
             decay = of.per_token(x["log_decay"], masks)
         carry, o = _CHUNKS[inputs.kind](carry, x, decay, "before" if before else "after")
         o = jnp.moveaxis(o.reshape(batch, heads, size, width_v), 1, 2).astype(inputs.v.dtype)
-        return carry, o.reshape(batch, size, heads * width_v)
+        return carry, o.reshape(batch, size, *_dense((heads, width_v)))
 
     state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), lead(state), xs)
     o = jnp.moveaxis(o, 0, 1).reshape(batch, count * size, heads, width_v)[:, :time]
