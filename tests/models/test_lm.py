@@ -178,7 +178,7 @@ def test_remat_saves_memory_and_changes_no_gradient(remat):
 
 
 def test_a_value_that_crosses_layers_is_kept_once():
-    """RWKV-7's first value goes to every layer as it is: of the scanned layers only the stream is kept, layer by layer."""
+    """RWKV-7's first value goes to every layer as it is: per scanned layer only the stream is kept."""
     config = tiny.config("rwkv7", layers=5, remat="full")
     mixer = config.block(0).mixer
 
