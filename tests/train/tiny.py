@@ -68,11 +68,12 @@ def distill(root: Path, files: str, *more: str) -> list[str]:
 
 
 def process(module: str, arguments: list[str], cache: Path) -> subprocess.Popen:
-    """A real process, on one CPU device, with a compilation cache that the runs of a test share."""
+    """A real process, on one CPU device, cheap to compile, with a compilation cache that the runs of a test share."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": " ".join(flags),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
