@@ -23,7 +23,12 @@ KINDS = (
 )
 _LISTED = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_MESH = re.compile(
+    r"\breplica_groups=mesh\[([^\]]*)\]"  # names and sizes of axes
+    r"(?:, device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))?"  # in the order of the mesh, else 0, 1 ...
+    r" ?\{([^}]*)\}"  # the axes along which they talk, or 'name':(before)size, a part of one
+)
+_ALONG = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 _STARTS = 'custom_call_target="AsyncCollectiveStart"'
@@ -76,20 +81,45 @@ def collective(module: Module, computation: Computation, instruction: Instructio
 
 
 def group(attributes: str, devices: int) -> tuple[int, ...]:
-    """The devices of the first group that an instruction's attributes name; all of them where they name none."""
+    """The devices of the first group that an instruction's attributes name; all of them where they name none.
+
+    Raises:
+      ValueError: groups that are written in a way that is not known here.
+    """
     if found := _PAIRS.search(attributes):
         pairs = [tuple(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", found.group(1))]
         return max(pairs, key=lambda pair: abs(pair[0] - pair[1]), default=())
     if found := _LISTED.search(attributes):
-        return tuple(int(i) for i in found.group(1).split(",") if i)
+        return _numbers(found.group(1))
     if found := _IOTA.search(attributes):
-        shape, dims, order = ([int(i) for i in text.split(",")] if text else [] for text in found.groups())
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        ids = ids.transpose(order) if order else ids
-        return tuple(int(i) for i in ids.reshape(shape[0], -1)[0])
+        shape, dims, order = map(_numbers, found.groups())
+        return tuple(_iota(dims, order).reshape(shape[0], -1)[0].tolist())
     if found := _MESH.search(attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
-        chosen = re.findall(r"'([^']+)'", found.group(2))
-        ids = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])
-        return tuple(int(i) for i in ids[tuple(slice(None) if name in chosen else 0 for name in sizes)].ravel())
+        return _of_mesh(*found.groups())
+    if (told := re.search(r"\breplica_groups=(\S*)", attributes)) and not told.group(1).startswith("{}"):
+        raise ValueError(f"replica_groups: expected a list, an iota or a mesh, got {told.group(1)}")
     return tuple(range(devices))
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    return tuple(int(i) for i in (text or "").split(",") if i)
+
+
+def _iota(dims: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
+    """0, 1, ... in the shape of ``dims``, its axes in another order."""
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose(order) if order else ids
+
+
+def _of_mesh(axes: str, dims: str | None, order: str | None, listed: str | None, along: str) -> tuple[int, ...]:
+    """The first group: the devices that differ along the chosen axes alone."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+    count = math.prod(sizes.values())
+    ids = np.asarray(_numbers(listed)) if listed else _iota(_numbers(dims) or (count,), _numbers(order))
+    talk = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in _ALONG.findall(along)}
+    shape, chosen = [], []
+    for name, size in sizes.items():
+        before, part = talk.get(name, (size, 1))
+        shape += [before, part, size // (before * part)]
+        chosen += [0, slice(None), 0]
+    return tuple(ids.reshape(shape)[tuple(chosen)].ravel().tolist())

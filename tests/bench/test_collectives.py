@@ -100,12 +100,21 @@ def test_what_goes_on_beside_other_work_is_counted_once():
         ("replica_groups=[2,4]<=[2,2,2]T(1,0,2)", (0, 1, 4, 5)),
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={1}", (0, 1, 2, 3)),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={1}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=(7,6,5,4,3,2,1,0) {'b'}", (7, 6)),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", (0, 2)),
         ("replica_groups={}", (0, 1, 2, 3, 4, 5, 6, 7)),
         ("source_target_pairs={{0,1},{1,2},{7,0}}", (7, 0)),
     ],
 )
 def test_groups(attributes, expected):
     assert group(attributes, 8) == expected
+
+
+def test_groups_that_are_not_known_are_not_guessed():
+    with pytest.raises(ValueError, match="replica_groups: expected a list, an iota or a mesh, got new"):
+        group("replica_groups=new[8]", 8)
 
 
 def test_time_is_that_of_the_slower_link_where_a_host_is_left():
