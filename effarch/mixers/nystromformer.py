@@ -20,6 +20,7 @@ from effarch.mixers.softmax_attention import Attention
 from effarch.nn.qkv import QKV
 from effarch.nn.rotary import rotate
 from effarch.ops.attention.nystrom import nystrom_attention
+from effarch.ops.conv import causal_conv
 from effarch.registry import register
 from effarch.typing import Array, Float
 
@@ -75,17 +76,14 @@ class NystromformerMixer(Mixer):
         self.conv = None if taps is None else nnx.Param(_filters(rngs, taps, heads), axes=("conv", "heads"))
 
     def _convolved(self, v: Float[Array, "B T H V"], weight: Float[Array, "W H"]) -> Float[Array, "B T H V"]:
+        """A causal one of the row shifted by ``W // 2``: XLA (0.10.2) sums its own convolution's gradient twice
+        where the row is split over devices.
+        """
         batch, time, heads, width = v.shape
-        rows = jnp.moveaxis(v, 3, 1).reshape(batch * width, time, heads)
-        y = jax.lax.conv_general_dilated(
-            rows,
-            weight[:, None].astype(v.dtype),
-            window_strides=(1,),
-            padding="SAME",
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=heads,
-        )
-        return jnp.moveaxis(y.reshape(batch, width, time, heads), 1, 3)
+        later = weight.shape[0] // 2
+        rows = jnp.pad(v.reshape(batch, time, heads * width), [(0, 0), (0, later), (0, 0)])
+        y, _ = causal_conv(rows, jnp.repeat(weight, width, axis=1).astype(v.dtype))
+        return y[:, later:].reshape(v.shape)
 
     def __call__(self, x: Array, state: tuple | None, ctx: Context) -> tuple[Array, tuple | None, Context]:
         c = self.config
