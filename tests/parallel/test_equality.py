@@ -135,8 +135,9 @@ def test_eight_devices_are_one(name, mesh):
     assert_close(split, value, TOL.f32_forward)
     leaves = jax.tree.leaves(gradients)
     whole = np.sqrt(sum(np.linalg.norm(y) ** 2 for y in leaves))  # what is zero but for rounding is small beside it
+    allowed = 2 * TOL.f32_grad  # both are float32: each may be that far from the truth, on either side of it
     for (path, x), y in zip(jax.tree.leaves_with_path(split_gradients), leaves, strict=True):
-        assert_close(np.asarray(x), y, TOL.f32_grad, jax.tree_util.keystr(path), floor=1e-3 * whole)
+        assert_close(np.asarray(x), y, allowed, jax.tree_util.keystr(path), floor=1e-3 * whole)
 
 
 @pytest.mark.parametrize(("name", "mesh"), list(cases(CAUSAL, ("softmax_attention",))))
