@@ -76,8 +76,9 @@ class NystromformerMixer(Mixer):
         self.conv = None if taps is None else nnx.Param(_filters(rngs, taps, heads), axes=("conv", "heads"))
 
     def _convolved(self, v: Float[Array, "B T H V"], weight: Float[Array, "W H"]) -> Float[Array, "B T H V"]:
-        """A causal one of the row shifted by ``W // 2``: XLA (0.10.2) sums its own convolution's gradient twice
-        where the row is split over devices.
+        """A causal one of the row shifted by ``W // 2``.
+
+        Not XLA's own: where the row is split over devices, jaxlib 0.10.2 gives its filters' gradient once per part.
         """
         batch, time, heads, width = v.shape
         later = weight.shape[0] // 2

@@ -205,21 +205,21 @@ def _recomputed(body: Body, policy: Callable[..., bool] | None) -> Body:
     """
 
     def recomputed(carry: PyTree, layers: tuple[Block, ...]) -> tuple[PyTree, PyTree]:
-        given, tree = jax.tree.flatten(carry)
-        handed_on: dict[int, int] = {}  # of what comes out: which of the given it is
-        after: list[Any] = []
+        origins: list[PyTree] = []  # told while tracing: of what comes out, which leaf of the carry it is, or None
 
-        def inner(given: list[Array], layers: tuple[Block, ...]) -> tuple[dict[int, Array], PyTree]:
-            out, y = body(jax.tree.unflatten(tree, given), layers)
-            leaves, out_tree = jax.tree.flatten(out)
-            places = {id(x): i for i, x in enumerate(given)}
-            handed_on.update({i: places[id(x)] for i, x in enumerate(leaves) if id(x) in places})
-            after[:] = [out_tree]
-            return {i: x for i, x in enumerate(leaves) if i not in handed_on}, y
+        def inner(carry: PyTree, layers: tuple[Block, ...]) -> tuple[PyTree, PyTree]:
+            out, y = body(carry, layers)
+            places = {id(x): i for i, x in enumerate(jax.tree.leaves(carry))}
+            origins.append(jax.tree.map(lambda x: places.get(id(x)), out))
+            return jax.tree.map(lambda x: None if id(x) in places else x, out), y
 
-        made, y = jax.checkpoint(inner, prevent_cse=False, policy=policy)(given, layers)
-        leaves = made | {i: given[place] for i, place in handed_on.items()}
-        return jax.tree.unflatten(after[0], [leaves[i] for i in range(len(leaves))]), y
+        made, y = jax.checkpoint(inner, prevent_cse=False, policy=policy)(carry, layers)
+        given = jax.tree.leaves(carry)
+
+        def joined(place: int | None, x: Array | None) -> Array | None:
+            return x if place is None else given[place]
+
+        return jax.tree.map(joined, origins[-1], made, is_leaf=lambda x: x is None), y
 
     return recomputed
 

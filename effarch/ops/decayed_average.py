@@ -8,7 +8,6 @@ is a unit of measure: no gradient passes through it, the pair has it all. In che
 :mod:`effarch.ops.scan`: O(T) time and memory, one state per chunk kept for the backward pass.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from effarch import axes
 from effarch.ops.channels import over_tokens
+from effarch.ops.chunks import in_chunks
 from effarch.ops.context import Start, split_over_devices
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments, as_segments
@@ -94,15 +94,8 @@ def _single(v: Array, exponent: Array) -> Pair:
 
 def _chunks(tokens: _Tokens, chunk_size: int) -> tuple[Array, ...]:
     """What differs from token to token as ``[N, B, C, ...]``; zeros at the end are padding."""
-    batch, time = tokens.run.shape
-    size = min(chunk_size, time)
-    count = math.ceil(time / size)
-
-    def to_chunks(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-
-    return tuple(to_chunks(x) for x in tokens[:4])
+    size = min(chunk_size, tokens.run.shape[1])
+    return tuple(in_chunks(x, size) for x in tokens[:4])
 
 
 def _since_start(x: _Tokens) -> _Span:

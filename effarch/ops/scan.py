@@ -6,7 +6,6 @@ that is split over devices exchanges one affine map per device.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from effarch import axes
+from effarch.ops.chunks import in_chunks
 from effarch.ops.context import Start, split_over_devices
 from effarch.ops.precision import accumulator
 from effarch.ops.segments import Segments, as_segments
@@ -95,15 +95,8 @@ class _Scan:
 
     def _chunks(self, tokens: Tokens) -> tuple[Tokens, int]:
         """``[N, B, C, ...]``, and the tokens in a row; zeros at the end are padding."""
-        batch, time = tokens[1].shape
-        size = min(self.chunk_size, time)
-        count = math.ceil(time / size)
-
-        def to_chunks(x: Array) -> Array:
-            x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-            return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-
-        return jax.tree.map(to_chunks, tokens), time
+        time = tokens[1].shape[1]
+        return jax.tree.map(partial(in_chunks, size=min(self.chunk_size, time)), tokens), time
 
     def _since_start(self, chunk: Tokens, flat: Array, like: Array) -> tuple[Array, Array]:
         """``(decay, added)`` from the start of the chunk to each token, so that ``h = decay * carry + added``."""

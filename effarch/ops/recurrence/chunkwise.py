@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from effarch.ops.chunks import in_chunks
 from effarch.ops.platform import platform
 from effarch.ops.precision import dot
 from effarch.ops.recurrence.decay import ChannelDecay, HeadDecay, Masks, Where, for_heads
@@ -79,10 +80,6 @@ def chunkwise(
         x = group(x, groups, axis=1)
         return x.reshape(-1, *x.shape[3:]) if groups[1] == 1 else x.reshape(-1, *x.shape[2:])
 
-    def to_chunks(x: Array) -> Array:  # [B, T, ...] -> [N, B, C, ...]; zeros are the identity
-        x = jnp.pad(x, [(0, 0), (0, count * size - time)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, count, size, *_dense(x.shape[2:])), 1, 0)
-
     constant = inputs.log_decay.ndim == 1
     if constant and inputs.run is None and count * size != time:  # the tail must not decay the state
         ones = jnp.ones((batch, time), jnp.int32)
@@ -93,7 +90,7 @@ def chunkwise(
             fixed = HeadDecay.constant(log_decay, for_heads(jnp.ones((batch, size), bool), groups), None)
     by_token = inputs.by_token()
     shapes = {name: x.shape[2:] for name, x in by_token.items()}
-    xs = {name: to_chunks(x) for name, x in by_token.items()}
+    xs = {name: in_chunks(x.reshape(batch, time, *_dense(x.shape[2:])), size) for name, x in by_token.items()}
     if inputs.carried is not None:
         xs["carried"] = xs["carried"][:, :, 0]
 
