@@ -69,8 +69,8 @@ def collective(module: Module, computation: Computation, instruction: Instructio
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
-    if "chain_id=" in instruction.rest and not any(_STARTS in other.rest for other in computation.instructions):
-        return None  # the compiler for TPUs writes it again into every fusion that runs meanwhile
+    if on_its_way(computation, instruction):
+        return None
     given = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
     if kind == "collective-permute":
         given = given[:1]  # where it is written to, and offsets, may follow
@@ -78,6 +78,11 @@ def collective(module: Module, computation: Computation, instruction: Instructio
         kind = "reduce-scatter"  # as the compiler for TPUs writes it: a fusion that keeps a slice of the sum
     size = sum(shape.bytes for operand in given for shape in operand.shapes)
     return Collective(kind, group(instruction.rest, module.devices), 1, size)
+
+
+def on_its_way(computation: Computation, instruction: Instruction) -> bool:
+    """Whether it began before: the TPU compiler writes a collective again into every fusion that runs meanwhile."""
+    return "chain_id=" in instruction.rest and not any(_STARTS in other.rest for other in computation.instructions)
 
 
 def group(attributes: str, devices: int) -> tuple[int, ...]:

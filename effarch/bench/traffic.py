@@ -1,9 +1,11 @@
 """Bytes that instructions of a compiled program move between the device's memory and its cores.
 
 What is sliced out of an array or updated in place counts by the size of the slice; what a compiler placed in a memory
-of its own (``S(1)`` and on: a TPU's vector memory) counts nothing.
+of its own (``S(1)`` and on: a TPU's vector memory) counts nothing, and neither does what a fusion hands on as it came:
+the buffers of a collective that runs meanwhile, which count where it starts.
 """
 
+from effarch.bench.collectives import on_its_way
 from effarch.bench.hlo import Computation, Instruction, Module, Shape
 
 _FREE = {
@@ -73,6 +75,8 @@ def _read(module: Module, inner: Computation, number: int, whole: int) -> int:
                 found += sum(shape.bytes for shape in user.shapes)
             elif user.opcode == "dynamic-update-slice" and first:
                 continue  # written in place
+            elif (user.opcode == "tuple" and user is inner.root) or _waits(inner, user):
+                continue  # handed on
             elif user.opcode in _VIEWS and user is not inner.root:
                 names.append(user.name)
             elif user.opcode == "fusion" and (deeper := module.computations.get(user.called().get("calls", ""))):
@@ -88,6 +92,8 @@ def _written(module: Module, inner: Computation, root: Instruction, shapes: tupl
     if root.opcode == "tuple" and len(root.operands) == len(shapes):
         parts = zip(root.operands, shapes, strict=True)
         return sum(_written(module, inner, inner.by_name[name], (shape,)) for name, shape in parts)
+    if root.opcode == "parameter" or _waits(inner, root):
+        return 0
     last = root
     while last.opcode in _VIEWS and last.operands[0] in inner.by_name:
         last = inner.by_name[last.operands[0]]
@@ -97,3 +103,8 @@ def _written(module: Module, inner: Computation, root: Instruction, shapes: tupl
     if last.opcode == "fusion" and (deeper := module.computations.get(last.called().get("calls", ""))):
         return _written(module, deeper, deeper.root, shapes)
     return bytes_of(shapes)
+
+
+def _waits(inner: Computation, instruction: Instruction) -> bool:
+    """Whether it is about a collective that started in another fusion."""
+    return on_its_way(inner, instruction) or 'custom_call_target="AsyncCollectiveDone"' in instruction.rest

@@ -78,17 +78,46 @@ ENTRY %main (a: f32[8], b: bf16[4,4]) -> f32[32] {
     assert [collective(module, module.entry, i) for i in module.entry.instructions].count(None) == 4
 
 
+BESIDE = """HloModule m, num_partitions=4
+
+%start (p: f32[8]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  %g = f32[32]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %s = f32[32]{0} custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (p: f32[8], q: f32[32], x: f32[16]) -> (f32[16], f32[8], f32[32], f32[32]) {
+  %p = f32[8]{0} parameter(0)
+  %q = f32[32]{0} parameter(1)
+  %x = f32[16]{0} parameter(2)
+  %n = f32[16]{0} negate(%x)
+  %g = f32[32]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %t = (f32[16]{0}, f32[8]{0}, f32[32]{0}, f32[32]{0}) tuple(%n, %p, %q, %g)
+}
+
+%done (p: f32[8], q: f32[32]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  %q = f32[32]{0} parameter(1)
+  %g = f32[32]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %d = f32[32]{0} custom-call(%p, %q, %g), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: f32[8], x: f32[16]) -> f32[32] {
+  %a = f32[8]{0} parameter(0)
+  %x = f32[16]{0} parameter(1)
+  %b = f32[32]{0} fusion(%a), kind=kCustom, calls=%start
+  %m = (f32[16]{0}, f32[8]{0}, f32[32]{0}, f32[32]{0}) fusion(%a, %b, %x), kind=kOutput, calls=%meanwhile
+  %q = f32[32]{0} get-tuple-element(%m), index=2
+  ROOT %c = f32[32]{0} fusion(%a, %q), kind=kCustom, calls=%done
+}
+"""
+
+
 def test_what_goes_on_beside_other_work_is_counted_once():
     """As libtpu writes it: in the fusion that starts it, in those that run meanwhile, in the one that waits."""
-    gather = '%g = f32[32]{0} all-gather(%p), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}'
-    part = "%f.{0} (p: f32[8]) -> f32[32] {{\n  %p = f32[8]{{0}} parameter(0)\n  {1}\n  {2}\n}}\n"
-    start = 'ROOT %s = f32[32]{0} custom-call(%g), custom_call_target="AsyncCollectiveStart"'
-    done = 'ROOT %d = f32[32]{0} custom-call(%p, %g), custom_call_target="AsyncCollectiveDone"'
-    parts = [part.format(i, gather, last) for i, last in enumerate([start, "ROOT %n = f32[8]{0} negate(%p)", done])]
-    calls = "\n".join(f"  %c{i} = f32[32]{{0}} fusion(%a), kind=kCustom, calls=%f.{i}" for i in range(3))
-    entry = f"ENTRY %main (a: f32[8]) -> f32[32] {{\n  %a = f32[8]{{0}} parameter(0)\n{calls}\n}}\n"
-    found = counts("HloModule m, num_partitions=4\n\n" + "\n".join([*parts, entry]))
+    found = counts(BESIDE)
     assert found.collectives == (Collective("all-gather", (0, 1, 2, 3), 1, 32),) and found.opaque == ()
+    assert found.traffic == 4 * (8 + 32) + 4 * (16 + 16)  # one all-gather, one negation
 
 
 @pytest.mark.parametrize(
