@@ -71,19 +71,28 @@ def test_four_processes_train_as_one(root, files, alone, mesh):
     assert_same(root / "runs" / name, alone)
 
 
+def distilling(root: Path, files: str, name: str, *more: str) -> list[str]:
+    return tiny.distill(root / name, files, "run_name=distilled", "checkpoint.every=3", *more)
+
+
+@pytest.fixture(scope="module")
+def distilled_alone(root, files) -> Path:
+    """The run's folder of one process."""
+    tiny.finish(tiny.process("train.distill", distilling(root, files, "one"), root / "cache" / "alone"))
+    return root / "one" / "runs" / "distilled"
+
+
 @pytest.mark.slow
-def test_two_processes_distill_as_one(root, files):
-    alone, two = (
-        tiny.distill(root / name, files, "run_name=distilled", "checkpoint.every=3", *more)
-        for name, more in (("one", ()), ("both", ("mesh.data=1", "mesh.fsdp=2")))
-    )
-    tiny.finish(tiny.process("train.distill", alone, root / "cache" / "alone"))
-    processes.finish(processes.start("train.distill", two, root / "cache", 2))
-    folders = [root / name / "runs" / "distilled" for name in ("one", "both")]
+@pytest.mark.parametrize(("count", "data"), [(2, 1), (4, 2)])
+def test_processes_distill_as_one(root, files, distilled_alone, count, data):
+    """The parameters of teacher and student split over pairs; every stage's losses, and what the report says."""
+    arguments = distilling(root, files, f"several-{count}", f"mesh.data={data}", "mesh.fsdp=2")
+    processes.finish(processes.start("train.distill", arguments, root / "cache", count))
+    folders = [distilled_alone, root / f"several-{count}" / "runs" / "distilled"]
     assert_same(folders[1], losses(folders[0]))
-    one, both = (json.loads((folder / "report.json").read_text()) for folder in folders)
-    assert [model["name"] for model in both["models"]] == [model["name"] for model in one["models"]]
-    for mine, theirs in zip(both["models"], one["models"], strict=True):
+    one, several = (json.loads((folder / "report.json").read_text()) for folder in folders)
+    assert [model["name"] for model in several["models"]] == [model["name"] for model in one["models"]]
+    for mine, theirs in zip(several["models"], one["models"], strict=True):
         assert mine["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], rel=1e-4)
 
 
