@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from effarch.distill.divergences import RANGE, LogitLoss, below_largest, bounded
-from effarch.distill.top_k import TopK, bucket_divergence
+from effarch.distill.top_k import TopK, bucket_divergence, put_in_rows
 from effarch.distill.vocabulary import lowest, over_rows, pull_back, scan_slices
 from effarch.nn.head import Head
 from effarch.ops.precision import accumulator
@@ -59,7 +59,7 @@ def _local(indices: Array, start: Array, new: Array, like: Array) -> tuple[Array
     inside = (local >= 0) & (local < chunk)
     local = jnp.where(inside, local, chunk)
     inside &= new[jnp.minimum(local, chunk - 1)]
-    rest = jnp.put_along_axis(over_rows(new, like), local, False, axis=-1, inplace=False, mode="drop")
+    rest = put_in_rows(over_rows(new, like), local, jnp.asarray(False))
     return local, inside, rest
 
 
@@ -104,7 +104,7 @@ def _buckets_backward(temperature: float, size: int, chunk: int, residuals: tupl
         share = jnp.exp(jnp.where(rest, jnp.minimum(log_q - tail, 0.0), -RANGE))  # of the tail
         spread = cotangent[..., -1:] * share
         own = jnp.where(inside, cotangent[..., :-1], 0.0)
-        return jnp.put_along_axis(spread, local, own, axis=-1, inplace=False, mode="drop")
+        return put_in_rows(spread, local, own)
 
     return (*pull_back(gradient, hidden, head, statistics, temperature, size, chunk), None)
 

@@ -8,6 +8,11 @@ Where the vocabulary is large not even [B,C,V] exists: within a chunk of positio
 entries do, in slices of a :class:`effarch.nn.head.Head`, which ``LM.head`` is. Every kind of :class:`LogitLoss` can be
 taken so (:mod:`effarch.distill.vocabulary`). None, the default, is 8,192 for a vocabulary above 65,536 and whole rows,
 which are faster where they fit, below or where the head is a mere function; the vocabulary's size asks for whole rows.
+
+Where the rules split a Head over "embed" (``mesh.fsdp``), every device gathers it before the first chunk and keeps it,
+and its gradient in float32, until the last: the memory of two heads, for sending one head and not one per chunk. The
+compilers for TPUs and GPUs then sum the gradient over devices once, too; of slices of a vocabulary they sum it in every
+chunk, so that larger chunks send less.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,7 +72,7 @@ def chunked_logit_loss(
         ValueError: shapes or vocabularies that do not fit, chunk or vocab_chunk < 1, or a mere function as
             head where vocab_chunk is given.
     """
-    entries = _entries(vocab_chunk, student_head, teacher_head)
+    entries, (student_head, teacher_head) = _prepared(vocab_chunk, student_head, teacher_head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
         student, teacher = clear_masked(x["student"], x["mask"]), clear_masked(x["teacher"], x["mask"])
@@ -112,7 +117,7 @@ def chunked_top_k_loss(
     Raises:
         ValueError: as :func:`chunked_logit_loss`.
     """
-    entries = _entries(vocab_chunk, student_head)
+    entries, (student_head,) = _prepared(vocab_chunk, student_head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
         hidden = clear_masked(x["student"], x["mask"])
@@ -173,7 +178,7 @@ def token_scores(
 
     0 where the mask is 0.
     """
-    entries = _entries(vocab_chunk, head)
+    entries, (head,) = _prepared(vocab_chunk, head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
         hidden, targets = clear_masked(x["hidden"], x["mask"]), x["targets"]
@@ -201,7 +206,7 @@ def token_kl(
 ) -> Float[Array, "B T"]:
     """KL(teacher || student) of every position in nats at temperature 1, float32; 0 where the mask is 0."""
     loss = LogitLoss(kind="forward_kl")
-    entries = _entries(vocab_chunk, student_head, teacher_head)
+    entries, (student_head, teacher_head) = _prepared(vocab_chunk, student_head, teacher_head)
 
     def body(x: Mapping[str, Array]) -> dict[str, Array]:
         student, teacher = clear_masked(x["student"], x["mask"]), clear_masked(x["teacher"], x["mask"])
@@ -213,15 +218,19 @@ def token_kl(
     return _over_chunks(body, chunk, entries, mask, student=student_hidden, teacher=teacher_hidden)["kl"]
 
 
-def _entries(vocab_chunk: int | None, *heads: HeadFn) -> int | None:
-    """Entries of the vocabulary at a time; None for whole rows."""
+def _prepared(vocab_chunk: int | None, *heads: HeadFn) -> tuple[int | None, tuple[HeadFn, ...]]:
+    """Entries of the vocabulary at a time, None for whole rows; and the heads, sent to every device once.
+
+    Inside the loop a head that the rules split over "embed" would be sent in every chunk, and so would its gradient.
+    """
     if vocab_chunk is not None and vocab_chunk < 1:
         raise ValueError(f"vocab_chunk: expected at least 1 entry, got {vocab_chunk}")
+    found = tuple(head.gathered() if isinstance(head, Head) else head for head in heads)
     if vocab_chunk is None and not all(isinstance(head, Head) for head in heads):
-        return None
+        return None, found
     size = max(_sliced(head).vocab_size for head in heads)
     entries = default_chunk(size) if vocab_chunk is None else vocab_chunk
-    return entries if entries is not None and entries < size else None
+    return entries if entries is not None and entries < size else None, found
 
 
 def _sliced(head: HeadFn) -> Head:

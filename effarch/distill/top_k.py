@@ -71,8 +71,22 @@ def student_buckets(
     """Log-probabilities of the student's K + 1 buckets; the tail is a log-sum over all entries but the K."""
     log_q = log_probabilities(logits, temperature)
     chosen = jnp.take_along_axis(log_q, indices, axis=-1)
-    rest = jnp.put_along_axis(log_q, indices, jnp.asarray(-2 * RANGE, log_q.dtype), axis=-1, inplace=False)
+    rest = put_in_rows(log_q, indices, jnp.asarray(-2 * RANGE, log_q.dtype))
     return jnp.concatenate([chosen, jax.nn.logsumexp(rest, axis=-1, keepdims=True)], axis=-1)
+
+
+def put_in_rows(x: Float[Array, "*b V"], places: Int[Array, "*b K"], values: Array) -> Float[Array, "*b V"]:
+    """``x`` with ``values``, which broadcast to ``[*b, K]``, at ``places`` of each row; places beyond V are dropped.
+
+    ``jnp.put_along_axis``, but of every row for itself: where rows are split over devices, that one gathers them all.
+    """
+
+    def put(row: Array, places: Array, values: Array) -> Array:
+        return row.at[places].set(values, mode="drop")
+
+    for _ in range(x.ndim - 1):
+        put = jax.vmap(put)
+    return put(x, places, jnp.broadcast_to(values, places.shape))
 
 
 def bucket_divergence(log_q: Float[Array, "*b K+1"], teacher: TopK, loss: LogitLoss) -> Float[Array, "*b"]:

@@ -7,6 +7,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
+from effarch import axes
 from effarch.ops.channels import over_tokens
 from effarch.ops.project import project
 from effarch.typing import Array, Float
@@ -43,6 +44,11 @@ class Head:
             cap = jnp.asarray(self.cap, logits.dtype)
             logits = cap * jnp.tanh(logits / cap)
         return logits
+
+    def gathered(self) -> Self:
+        """The head with the weights of an entry together on every device, however the rules split "embed"."""
+        names = ("vocab", None) if self.rows else (None, "vocab")
+        return dataclasses.replace(self, weight=axes.constrain(self.weight, *names))
 
     def entries(self, start: Array | int, size: int) -> Self:
         """The head of ``size`` entries from ``start`` on; both inside the vocabulary."""

@@ -10,11 +10,18 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from effarch import axes, registry
+from effarch.bench.compiled import counts
 from effarch.bench.hlo import parse
+from effarch.distill.chunked import chunked_cross_entropy, chunked_top_k_loss
+from effarch.distill.divergences import LogitLoss
 from effarch.distill.objectives import next_token
+from effarch.distill.top_k import TopK
+from effarch.nn.head import Head
 from effarch.ops.attention import softmax_attention, window_attention
 from effarch.ops.conv import causal_conv
 from effarch.ops.recurrence import Delta, linear_recurrence
+from effarch.parallel.mesh import MeshConfig, make_mesh
+from effarch.parallel.rules import make_rules
 from tests.conformance.harness import ALL, Subject, forward
 from tests.models import tiny
 from tests.parallel.test_context import rules
@@ -107,6 +114,37 @@ def test_a_whole_training_step():
         return collectives(lowered.compile().as_text())
 
     assert bytes_at(TIME) == bytes_at(4 * TIME) != {}
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("vocab_chunk", [None, 16])
+def test_a_head_split_over_fsdp_is_sent_once(taught, vocab_chunk):
+    """And not in every chunk of the loss, or slice of the vocabulary; loops counted as often as they run.
+
+    Of the text or of a teacher's most likely tokens: what is looked up in a row stays where the row is.
+    """
+    dim, vocab, chunk = 256, 64, 16
+    table = make_rules(make_mesh(MeshConfig(data=1, fsdp=8)))
+    split = NamedSharding(table.mesh, PartitionSpec("fsdp"))
+    weight = jax.ShapeDtypeStruct((dim, vocab), jnp.float32, sharding=split)
+
+    def loss(hidden, weight, targets, mask, *teacher):
+        given, more = (targets, mask), {"chunk": chunk, "vocab_chunk": vocab_chunk}
+        if taught:
+            return chunked_top_k_loss(hidden, Head(weight), TopK(*teacher), *given, LogitLoss(), **more).total
+        return chunked_cross_entropy(hidden, Head(weight), *given, **more).total
+
+    def ruled(*given):
+        with axes.rules(table):
+            return jax.grad(loss, argnums=(0, 1))(*given)
+
+    def gathered(chunks):
+        kinds = [((dim,), jnp.float32), ((), jnp.int32), ((), jnp.float32), ((4,), jnp.int32), ((4,), jnp.float32)]
+        x, *given = (jax.ShapeDtypeStruct((8, chunks * chunk, *s), d, sharding=split) for s, d in kinds)
+        program = jax.jit(ruled, out_shardings=(split, split)).lower(x, weight, *given).compile()
+        return sum(said.sent for said in counts(program).collectives if said.kind == "all-gather")
+
+    assert gathered(2) == gathered(6) == 7 * dim * vocab * 4 // 8  # what one device sends of it
 
 
 @pytest.mark.parametrize("sinks", [pytest.param(0, marks=pytest.mark.slow), 2])

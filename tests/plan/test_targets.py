@@ -46,6 +46,8 @@ def test_training_fits(options):
     assert step.held["optimizer"] == pytest.approx(2 * step.held["parameters"], rel=0.01)
     kinds = {said.kind for said in step.collectives}
     assert "all-gather" in kinds and kinds & {"reduce-scatter", "all-reduce"}
+    sent = sum(said.sent for said in step.collectives)
+    assert sent < 6 * 2 * found.parameters, "more than three times the parameters and their gradients, in bfloat16"
     least = 3 * 2 * found.parameters * step.tokens / 16 / 989e12
     assert step.step_seconds > 0.8 * least, "faster than any of the chips can multiply"
 
