@@ -564,4 +564,25 @@ BUGS = (
         "chunk_size = 2 * default_chunk(k.shape[-1])",
         (f"{GUARD}[op/delta]", f"{GUARD}[retnet]"),
     ),
+    Bug(
+        "a head split over fsdp sent in every chunk of the loss",
+        "distill/chunked.py",
+        "head.gathered() if isinstance(head, Head) else head",
+        "head",
+        ("tests/parallel/test_exchanged.py::test_a_head_split_over_fsdp_is_sent_once[16-False]",),
+    ),
+    Bug(
+        "rows of a top-k loss looked up on all devices",
+        "distill/top_k.py",
+        "    return put(x, places, jnp.broadcast_to(values, places.shape))\n",
+        "    return jnp.put_along_axis(x, places, values, axis=-1, inplace=False, mode='drop')\n",
+        ("tests/parallel/test_exchanged.py::test_a_head_split_over_fsdp_is_sent_once[None-True]",),
+    ),
+    Bug(
+        "buffers of a collective on its way moved by every fusion beside it",
+        "bench/traffic.py",
+        '(user.opcode == "tuple" and user is inner.root) or _waits(inner, user)',
+        "_waits(inner, user)",
+        ("tests/bench/test_collectives.py::test_what_goes_on_beside_other_work_is_counted_once",),
+    ),
 )
