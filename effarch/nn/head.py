@@ -47,6 +47,9 @@ class Head:
 
     def gathered(self) -> Self:
         """The head with the weights of an entry together on every device, however the rules split "embed"."""
+        rules = axes.current()
+        if rules is None or not rules.mesh_axes("embed"):
+            return self
         names = ("vocab", None) if self.rows else (None, "vocab")
         return dataclasses.replace(self, weight=axes.constrain(self.weight, *names))
 

@@ -20,7 +20,8 @@ PRIME = 1009  # rows stand in for a multiple of it, so that their dimensions are
 def kept_bytes(phase: Phase, state: TrainState, batch: PyTree, rules: axes.Rules, grad_accum: int = 1) -> int:
     """Bytes per device between forward and backward pass of one part of a batch, parameters themselves left out.
 
-    What has a dimension of rows is split as rows and, with one of tokens, as tokens are; the compiler may keep less.
+    What has a dimension of rows is split as rows and, with one of tokens, as tokens are; the rest, such as a gathered
+    head, is whole on every device. The compiler may keep less.
 
     Args:
       phase: of the training. state, batch: abstract. rules: of the mesh. grad_accum: parts of a batch.
