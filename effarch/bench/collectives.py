@@ -32,6 +32,7 @@ _ALONG = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 _STARTS = 'custom_call_target="AsyncCollectiveStart"'
+_DONE = 'custom_call_target="AsyncCollectiveDone"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,11 @@ def collective(module: Module, computation: Computation, instruction: Instructio
 
 
 def on_its_way(computation: Computation, instruction: Instruction) -> bool:
-    """Whether it began before: the TPU compiler writes a collective again into every fusion that runs meanwhile."""
-    return "chain_id=" in instruction.rest and not any(_STARTS in other.rest for other in computation.instructions)
+    """Whether it is about a collective that began before: the TPU compiler writes one again into every fusion that runs
+    meanwhile, and into the one that waits for it.
+    """
+    again = "chain_id=" in instruction.rest and not any(_STARTS in other.rest for other in computation.instructions)
+    return again or _DONE in instruction.rest
 
 
 def group(attributes: str, devices: int) -> tuple[int, ...]:

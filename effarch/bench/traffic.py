@@ -75,7 +75,7 @@ def _read(module: Module, inner: Computation, number: int, whole: int) -> int:
                 found += sum(shape.bytes for shape in user.shapes)
             elif user.opcode == "dynamic-update-slice" and first:
                 continue  # written in place
-            elif (user.opcode == "tuple" and user is inner.root) or _waits(inner, user):
+            elif (user.opcode == "tuple" and user is inner.root) or on_its_way(inner, user):
                 continue  # handed on
             elif user.opcode in _VIEWS and user is not inner.root:
                 names.append(user.name)
@@ -92,7 +92,7 @@ def _written(module: Module, inner: Computation, root: Instruction, shapes: tupl
     if root.opcode == "tuple" and len(root.operands) == len(shapes):
         parts = zip(root.operands, shapes, strict=True)
         return sum(_written(module, inner, inner.by_name[name], (shape,)) for name, shape in parts)
-    if root.opcode == "parameter" or _waits(inner, root):
+    if root.opcode == "parameter" or on_its_way(inner, root):
         return 0
     last = root
     while last.opcode in _VIEWS and last.operands[0] in inner.by_name:
@@ -103,8 +103,3 @@ def _written(module: Module, inner: Computation, root: Instruction, shapes: tupl
     if last.opcode == "fusion" and (deeper := module.computations.get(last.called().get("calls", ""))):
         return _written(module, deeper, deeper.root, shapes)
     return bytes_of(shapes)
-
-
-def _waits(inner: Computation, instruction: Instruction) -> bool:
-    """Whether it is about a collective that started in another fusion."""
-    return on_its_way(inner, instruction) or 'custom_call_target="AsyncCollectiveDone"' in instruction.rest

@@ -581,8 +581,8 @@ BUGS = (
     Bug(
         "buffers of a collective on its way moved by every fusion beside it",
         "bench/traffic.py",
-        '(user.opcode == "tuple" and user is inner.root) or _waits(inner, user)',
-        "_waits(inner, user)",
+        '(user.opcode == "tuple" and user is inner.root) or on_its_way(inner, user)',
+        "on_its_way(inner, user)",
         ("tests/bench/test_collectives.py::test_what_goes_on_beside_other_work_is_counted_once",),
     ),
 )
